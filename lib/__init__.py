@@ -1,0 +1,16 @@
+"""Sparse Fields Lab: what the notebooks stand on.
+
+Letters, one meaning each
+    B fields · N readings · M queries · C channels · K samples · L tokens · D width · H heads · S state
+    s sites in [-1, 1]^2, s[..., 0] to the right, s[..., 1] downwards · y values, 0 to 1 for most worlds
+    t flow time, 0 noise, 1 data · y_0 noise, y_1 data, y_t = (1 - t) y_0 + t y_1
+    u = y_1 - y_0 the true velocity, v the model's · suffixes _obs (readings) and _qry (queries)
+    In ssm.py, A, B, C and delta are those of the papers.
+
+Reading order, each group importing only from itself and the groups before it
+    world   worlds, realworlds, files, data    fields, readings, batches
+    encode  layers, ssm, encoders, model       readings to memory, memory to velocity
+    flow    flow, ode                          loss, samples, solvers
+    judge   baselines, oracle, metrics, plots, report, widgets
+    run     params, train, arms, run           training, parameter files, notebooks in batch
+"""

@@ -1,0 +1,98 @@
+"""Parts of the networks: coordinate features, time embedding, attention with a mask, decoders.
+
+Fourier features: Tancik et al., Fourier Features Let Networks Learn High Frequency Functions (2020), eq. 5.
+Sinusoidal embedding and multi-head attention: Vaswani et al., Attention Is All You Need (2017), sections 3.5 and 3.2.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+
+class CoordinateFeatures(nn.Module):
+    """sin and cos of s W for `count` wave vectors W: (B, L, 2) -> (B, L, 2 count).
+
+    kind: random (W ~ N(0, scale^2), fixed) · learnable (the same start, trained) · harmonic (along each axis, from a quarter cycle over the
+    domain to `nyquist` cycles, geometric). two_pi multiplies the random W by 2 pi. W in radians per unit of s; the domain is 2 units wide.
+    """
+
+    def __init__(self, kind: str, count: int, scale: float, two_pi: bool, nyquist: float, generator: torch.Generator):
+        super().__init__()
+        if kind == "harmonic":
+            cycles = torch.logspace(math.log10(0.25), math.log10(nyquist), count // 2)  # per domain of width 2, hence pi and not 2 pi
+            waves = torch.zeros(2, 2 * cycles.numel())
+            waves[0, : cycles.numel()] = waves[1, cycles.numel() :] = math.pi * cycles
+        else:
+            waves = scale * (2 * math.pi if two_pi else 1.0) * torch.randn(2, count, generator=generator)
+        self.count = waves.shape[1]
+        # one name whether trained or not, so that checkpoints of both load into either
+        self.waves = nn.Parameter(waves, requires_grad=kind == "learnable")
+
+    def forward(self, s: Float[Tensor, "B L 2"]) -> Float[Tensor, "B L F"]:
+        phase = s @ self.waves
+        return torch.cat([phase.sin(), phase.cos()], -1)
+
+
+class TimeEmbedding(nn.Module):
+    """t (B,) -> (B, D): sinusoids of t (raw), of 1000 t (scaled), or of t through a two-layer network (mlp).
+
+    With raw t in [0, 1] and frequencies 1 ... 1/10,000 most of the D numbers hardly move between noise and data.
+    """
+
+    def __init__(self, kind: str, width: int):
+        super().__init__()
+        self.factor = 1000.0 if kind == "scaled" else 1.0
+        self.register_buffer("frequency", torch.exp(-math.log(1e4) * torch.arange(width // 2) / (width // 2)), persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) if kind == "mlp" else nn.Identity()
+
+    def forward(self, t: Float[Tensor, "B"]) -> Float[Tensor, "B D"]:
+        phase = self.factor * t[:, None] * self.frequency
+        return self.mlp(torch.cat([phase.sin(), phase.cos()], -1))
+
+
+def sequence_position(length: int, width: int, device, dtype) -> Float[Tensor, "L D"]:
+    """Sinusoids of the place in the sequence: what v4 adds to its tokens, although a reading's place in the list means nothing."""
+    frequency = torch.exp(-math.log(1e4) * torch.arange(width // 2, device=device, dtype=dtype) / (width // 2))
+    phase = torch.arange(length, device=device, dtype=dtype)[:, None] * frequency
+    return torch.cat([phase.sin(), phase.cos()], -1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of q (B, M, D) to kv (B, N, D), `inner` wide; keys with mask False are not seen.
+
+    A row without any visible key answers 0: a softmax over nothing is undefined, and no reading means no information.
+    """
+
+    def __init__(self, width: int, heads: int, inner: int | None = None):
+        super().__init__()
+        inner = inner or width
+        if inner % heads:
+            raise ValueError(f"attention width {inner} is not a multiple of {heads} heads")
+        self.heads = heads
+        self.query, self.key_value = nn.Linear(width, inner), nn.Linear(width, 2 * inner)
+        self.out = nn.Linear(inner, width)
+
+    def forward(self, q: Float[Tensor, "B M D"], kv: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"] | None = None) -> Tensor:
+        queries = rearrange(self.query(q), "B M (H d) -> B H M d", H=self.heads)
+        keys, values = rearrange(self.key_value(kv), "B N (two H d) -> two B H N d", two=2, H=self.heads)
+        if mask is None:
+            return self.out(rearrange(scaled_dot_product_attention(queries, keys, values), "B H M d -> B M (H d)"))
+        seen = mask.any(1)[:, None]  # B 1
+        visible = (mask | ~seen)[:, None, None, :]
+        answer = scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
+        return self.out(rearrange(answer, "B H M d -> B M (H d)")) * seen[..., None]
+
+
+def decoder(kind: str, width: int, channels: int) -> nn.Module:
+    """Features (.., D) to values (.., C): linear, two layers with ReLU or GELU, or three with GELU."""
+    if kind == "linear":
+        return nn.Linear(width, channels)
+    if kind == "gelu3":
+        return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, channels))
+    return nn.Sequential(nn.Linear(width, width), {"relu": nn.ReLU, "gelu": nn.GELU}[kind](), nn.Linear(width, channels))

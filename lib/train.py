@@ -1,0 +1,315 @@
+"""Training: one loop, read in one sitting.
+
+    batches -> flow.loss -> AdamW -> weight average; every `validate_every` steps the loss on held-out fields;
+    checkpoints that resume bit-exactly
+
+Loshchilov and Hutter, Decoupled Weight Decay Regularization (2019); the weight average is Polyak's, decaying exponentially.
+On a GPU the loop reads nothing back between the steps at which it reports.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from lib import checkpoint, data, flow, progress, worlds
+from lib.checkpoint import CheckpointError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained; the defaults are the documents' protocol: 500 fields, batch 32, 1,600 steps (100 epochs), 51 + 51 sites."""
+
+    fields: int = 500
+    steps: int = 1600
+    batch: int = 32
+    rate: float = 1e-3  # learning rate
+    schedule: str = "constant"  # or cosine, to zero at the last step
+    warmup: int = 0  # steps over which the rate rises from zero
+    decay: float = 0.0  # weight decay
+    clip: float = 0.0  # largest gradient norm; 0: none
+    average: float = 0.0  # decay of the weight average; 0: none
+    readings: int = 51
+    queries: int | str = 51  # supervised sites per field, or "all"
+    sensors: str = "field"
+    positions: str = "field"
+    layout: str = "uniform"
+    noise: float = 0.0  # of the readings, relative to half the unit range
+    seed: int = 0
+    precision: str = "float32"  # or bf16: autocast, worth it on a GPU only
+    compile: bool = False  # torch.compile the network
+    validate_every: int = 100
+    validation_fields: int = 32
+    patience: int = 0  # validations without improvement before stopping; 0: never stop early
+    checkpoint_every: int = 200
+    keep_every: int = 0  # also keep step-<n>.pt at every multiple; 0: none
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss left the finite numbers; the last good checkpoint is kept."""
+
+
+def fit(model, world, config: TrainConfig, folder: Path | str | None = None, device="cpu", show: bool | None = None) -> dict:
+    """Train `model` in place on fields of `world` and return its history (steps, losses, validation, seconds).
+
+    With a folder: latest.pt, previous.pt, best.pt and history.json live there, and a training stopped at any moment continues
+    from latest.pt to the same numbers as one that was not stopped. SIGTERM and Ctrl-C save, then end the program as usual.
+    The model leaves with its averaged weights if `average` is set. CheckpointError: the folder belongs to another training, or is damaged.
+    TrainingDiverged: the loss is not finite.
+    """
+    folder = None if folder is None else _open(Path(folder))
+    world = worlds.get(world) if isinstance(world, str) else world
+    run = Run(model, world, config, torch.device(device), folder)
+    run.resume()
+    bar = progress.bar(config.steps, start=run.step, label=world.name, show=show)
+    with _stop_requests() as stop:
+        while run.step < config.steps and not run.finished:
+            run.advance()
+            due = run.step == config.steps
+            if run.step % config.validate_every == 0 or due:
+                bar(run.step, f"loss {run.report():.4f}")
+            if folder and (due or run.finished or stop or run.step % config.checkpoint_every == 0):
+                run.save()
+            if stop:
+                stop.end()
+    run.finish()
+    return run.history
+
+
+class Run:
+    """The state of one training: what a checkpoint holds and a step changes."""
+
+    def __init__(self, model, world, config: TrainConfig, device, folder: Path | None):
+        if (queries := config.queries) != "all" and not isinstance(queries, int):
+            raise ValueError(f'queries must be a number or "all", got {queries!r}')
+        self.config, self.folder, self.device, self.world = config, folder, device, world
+        fields = world.fields(config.fields, generator=data.generator(config.seed, "train"), split="train")
+        held_out = world.fields(config.validation_fields, generator=data.generator(config.seed, "validation"), split="validation")
+        self.model = model.to(device).scale_by(data.measure(fields))
+        self.batches = data.batches(
+            fields, config.batch, config.readings, queries, config.sensors, config.positions, config.layout, config.noise,
+            generator=data.generator(config.seed, "batches", device), device=device,
+        )  # fmt: skip
+        sensors, asked = (data.generator(config.seed, f"validation {what}") for what in ("sensors", "queries"))
+        self.validation = data.observe(held_out, config.readings, config.layout, sensors, config.noise)
+        self.validation = _queries(self.validation, queries, asked).to(device)
+        self.noise = data.generator(config.seed, "flow", device)
+        self.optimiser = torch.optim.AdamW(
+            model.parameters(), lr=config.rate, weight_decay=config.decay, foreach=device.type == "cpu", fused=device.type == "cuda"
+        )
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average)) if config.average else None
+        self.network = torch.compile(model.network) if config.compile else model.network
+        self.step, self.finished, self.best, self.stale = 0, False, math.inf, 0
+        self.total = torch.zeros((), device=device)  # losses since the last report, summed on the device
+        self.history: dict = {"step": [], "loss": [], "validation": [], "rate": [], "seconds": 0.0}
+        self.clock = time.perf_counter()
+        # dropout draws from the global generator: one stream per training, so that arms do not depend on what ran before them
+        torch.manual_seed(data.generator(config.seed, "dropout").initial_seed())
+
+    def advance(self) -> None:
+        """One optimiser step."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.step, self.config)
+        self.model.train()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            loss = flow.loss(_Compiled(self.model, self.network), next(self.batches), self.noise)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.config.clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.optimiser.step()
+        if self.average:
+            self.average.update_parameters(self.model)
+        self.total += loss.detach()
+        self.step += 1
+
+    def report(self) -> float:
+        """Mean loss since the last report and loss on held-out fields, into the history; notes the best and when to stop."""
+        since = self.step - (self.history["step"][-1] if self.history["step"] else 0)
+        loss = float(self.total) / since
+        self.total.zero_()
+        if not math.isfinite(loss):
+            latest = self.folder / "latest.pt" if self.folder else None
+            kept = f"; the last good checkpoint is {latest}" if latest and latest.exists() else ""
+            way_out = f"lower the rate ({self.config.rate}) or set clip to 1"
+            raise TrainingDiverged(f"the loss is {loss} before step {self.step}: {way_out}{kept}")
+        held_out = self.validate()
+        now = {"step": self.step, "loss": loss, "validation": held_out, "rate": learning_rate(self.step - 1, self.config)}
+        for name, value in now.items():
+            self.history[name].append(value)
+        self.stale = 0 if held_out < self.best else self.stale + 1
+        if held_out < self.best:
+            self.best = held_out
+            if self.folder:
+                checkpoint.save({"step": self.step, "model": self.weights(), "world": self.world.name}, self.folder / "best.pt")
+        self.finished = bool(self.config.patience and self.stale >= self.config.patience)
+        return loss
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """The flow loss on held-out fields with noise and times that are the same at every call."""
+        model = self.average.module if self.average else self.model
+        model.eval()
+        return float(flow.loss(model, self.validation, data.generator(self.config.seed, "validation noise", self.device)))
+
+    def weights(self) -> dict:
+        """The weights that answer: averaged if an average is kept."""
+        return (self.average.module if self.average else self.model).state_dict()
+
+    def save(self) -> None:
+        """Write latest.pt (the one before becomes previous.pt), history.json and, where asked, step-<n>.pt."""
+        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+            way_out = "the last good checkpoint is kept; lower the rate or set clip to 1"
+            raise TrainingDiverged(f"weights are not finite at step {self.step}: {way_out}")
+        state = {
+            "step": self.step, "world": self.world.name, "settings": self.settings(), "model": self.model.state_dict(),
+            "average": self.average.state_dict() if self.average else None, "optimiser": self.optimiser.state_dict(),
+            "batches": self.batches.state_dict(), "noise": self.noise.get_state(), "dropout": torch.get_rng_state(),
+            "dropout_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "history": json.dumps({**self.history, "seconds": self.seconds()}), "total": self.total,
+            "best": self.best, "stale": self.stale, "finished": self.finished,
+        }  # fmt: skip
+        checkpoint.save(state, self.folder / "latest.pt", keep=self.folder / "previous.pt")
+        if self.config.keep_every and self.step % self.config.keep_every == 0:
+            checkpoint.save(state, self.folder / f"step-{self.step}.pt")
+        temporary = self.folder / "history.json.tmp"
+        temporary.write_text(state["history"])
+        os.replace(temporary, self.folder / "history.json")
+
+    def resume(self) -> None:
+        """Continue from the folder's latest.pt, if there is one."""
+        latest = self.folder / "latest.pt" if self.folder else None
+        if latest is None or not (latest.exists() or latest.with_name("previous.pt").exists()):
+            return
+        state = checkpoint.load(latest if latest.exists() else latest.with_name("previous.pt"))
+        if state["settings"] != self.settings():
+            raise CheckpointError(
+                f"{self.folder} holds a training with other settings ({_difference(state['settings'], self.settings())}); "
+                "choose another folder, or delete it to start again"
+            )
+        self.model.load_state_dict(state["model"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.batches.load_state_dict(state["batches"])
+        self.noise.set_state(state["noise"])
+        torch.set_rng_state(state["dropout"])
+        if state["dropout_cuda"] is not None:
+            torch.cuda.set_rng_state(state["dropout_cuda"], self.device)
+        self.history, self.total = json.loads(state["history"]), state["total"].to(self.device)
+        self.step, self.best, self.stale, self.finished = state["step"], state["best"], state["stale"], state["finished"]
+
+    def settings(self) -> dict:
+        """What makes this training this one: a checkpoint with other settings is not continued."""
+        how = {k: v for k, v in asdict(self.config).items() if k not in ("checkpoint_every", "keep_every", "compile")}
+        return {**how, "world": self.world.name, "channels": self.model.channels, **asdict(self.model.config)}
+
+    def seconds(self) -> float:
+        """Wall time spent, over all the pieces of a resumed training."""
+        return self.history["seconds"] + time.perf_counter() - self.clock
+
+    def finish(self) -> None:
+        """Hand the answering weights to the model and close the history."""
+        if self.average:
+            self.model.load_state_dict(self.average.module.state_dict())
+        self.model.eval()
+        self.history["seconds"] = self.seconds()
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """The rate of step 0, 1, ...: warm-up from zero, then constant or half a cosine down to zero."""
+    if step < config.warmup:
+        return config.rate * (step + 1) / config.warmup
+    if config.schedule == "cosine":
+        return config.rate * (1 + math.cos(math.pi * (step - config.warmup) / max(1, config.steps - config.warmup))) / 2
+    return config.rate
+
+
+def restore(model, path: Path | str):
+    """Load the weights of a checkpoint (best.pt, latest.pt, step-<n>.pt) into a model of the same configuration."""
+    state = checkpoint.load(Path(path))
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        way_out = "build the model with the settings it was trained with"
+        raise CheckpointError(f"{path} was trained with another configuration: {first}; {way_out}") from None
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """A model whose network call may be compiled; flow.loss sees no difference."""
+
+    model: nn.Module
+    network: object
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+
+def _queries(batch: data.Batch, queries: int | str, generator: torch.Generator) -> data.Batch:
+    """A held-out batch asked at as many random known sites as training asks."""
+    if queries == "all":
+        return batch
+    known = torch.isfinite(batch.y_qry).all(-1)
+    keys = torch.rand(known.shape, generator=generator).masked_fill(~known, 2.0)
+    chosen = keys.argsort(1)[:, :queries, None]
+    return replace(
+        batch,
+        s_qry=torch.gather(batch.s_qry, 1, chosen.expand(-1, -1, 2)),
+        y_qry=torch.gather(batch.y_qry, 1, chosen.expand(-1, -1, batch.y_qry.shape[-1])),
+    )
+
+
+def _open(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot write to {folder} ({error.strerror}); choose another folder") from None
+    return folder
+
+
+def _difference(old: dict, new: dict) -> str:
+    return ", ".join(f"{k}: {old.get(k)} there, {new.get(k)} now" for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k))
+
+
+class _Stop:
+    """Remembers a signal until the loop has saved."""
+
+    number: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.number is not None
+
+    def end(self) -> None:
+        if self.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + self.number)
+
+
+@contextmanager
+def _stop_requests() -> Iterator[_Stop]:
+    """Turn SIGTERM and Ctrl-C into a request that the loop answers between two steps; only the main thread may listen."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    listen = {number: signal.signal(number, lambda n, _: setattr(stop, "number", n)) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in listen.items():
+            signal.signal(number, handler)

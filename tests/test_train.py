@@ -1,0 +1,251 @@
+"""Training: bit-exact resume after kill -9, signals, broken checkpoints, divergence, the rate as a function of the step."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+
+from lib import checkpoint, data, flow, model, train
+
+SMALL = {"width": 16, "layers": 1, "heads": 2, "inner": 16, "ffn": 16, "frequencies": 4}
+CONFIG = train.TrainConfig(
+    fields=24, steps=60, batch=4, readings=8, queries=8, sensors="step", positions="step", noise=0.05,
+    average=0.9, clip=1.0, warmup=5, schedule="cosine", validate_every=20, validation_fields=3, checkpoint_every=10,
+)  # fmt: skip
+VERSION = model.configure("v2-transformer", **SMALL)  # with dropout, so that the global generator is part of the state
+
+
+def fit(folder=None, config=CONFIG, version=VERSION, device="cpu"):
+    network = model.build(version, generator=data.generator(0, "init"))
+    return network, train.fit(network, "plane", config, folder, device, show=False)
+
+
+def same_weights(one, two):
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+
+
+def without_clock(history):
+    return {k: v for k, v in history.items() if k != "seconds"}
+
+
+SCRIPT = textwrap.dedent(
+    """
+    import sys
+    sys.path.insert(0, {tests!r})
+    import time, test_train
+    from lib import train
+    advance = train.Run.advance
+    def slow(run):
+        advance(run)
+        print(run.step, flush=True)
+        time.sleep(0.02)
+    train.Run.advance = slow
+    test_train.fit({folder!r})
+    """
+)
+
+
+def start(folder):
+    script = SCRIPT.format(tests=os.path.dirname(__file__), folder=str(folder))
+    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def until_step(process, step):
+    for line in process.stdout:
+        if int(line) >= step:
+            return
+    raise AssertionError(process.stderr.read())
+
+
+def test_killed_in_the_middle_it_continues_to_the_same_bits(tmp_path):
+    whole, history = fit()
+    process = start(tmp_path)
+    until_step(process, 33)  # checkpoints stand at 10, 20, 30
+    process.kill()
+    process.wait()
+    assert checkpoint.load(tmp_path / "latest.pt")["step"] in (20, 30)
+    continued, its_history = fit(tmp_path)
+    assert same_weights(whole, continued)
+    assert without_clock(history) == without_clock(its_history)
+
+
+def test_sigterm_saves_and_exits(tmp_path):
+    process = start(tmp_path)
+    until_step(process, 5)  # before the first regular checkpoint
+    process.send_signal(signal.SIGTERM)
+    process.stdout.read()
+    assert process.wait(30) == 128 + signal.SIGTERM
+    assert 5 <= checkpoint.load(tmp_path / "latest.pt")["step"] < 60
+    assert same_weights(fit()[0], fit(tmp_path)[0])
+
+
+def test_training_does_not_depend_on_the_global_generator_or_on_a_folder(tmp_path):
+    torch.manual_seed(1)
+    one, _ = fit()
+    torch.manual_seed(2)
+    two, _ = fit(tmp_path)
+    assert same_weights(one, two)
+    assert json.loads((tmp_path / "history.json").read_text())["step"] == [20, 40, 60]
+
+
+def test_a_finished_training_is_only_loaded(tmp_path):
+    trained, _ = fit(tmp_path)
+    began = time.perf_counter()
+    again, _ = fit(tmp_path)
+    assert same_weights(trained, again)
+    assert checkpoint.load(tmp_path / "latest.pt")["step"] == 60
+    assert time.perf_counter() - began < 20
+
+
+def test_the_weights_that_answer_are_the_averaged_ones(tmp_path):
+    averaged, _ = fit(tmp_path)
+    state = checkpoint.load(tmp_path / "latest.pt")
+    assert torch.equal(averaged.enter.weight, state["average"]["module.enter.weight"])
+    assert not torch.equal(averaged.enter.weight, state["model"]["enter.weight"])
+
+
+def test_best_weights_are_those_of_the_lowest_validation_loss(tmp_path):
+    _, history = fit(tmp_path)
+    best = checkpoint.load(tmp_path / "best.pt")
+    assert history["step"][history["validation"].index(min(history["validation"]))] == best["step"]
+    loaded = train.restore(model.build(VERSION), tmp_path / "best.pt")
+    run = train.Run(model.build(VERSION), train.worlds.get("plane"), replace(CONFIG, average=0.0), torch.device("cpu"), None)
+    run.model.load_state_dict(loaded.state_dict())
+    assert run.validate() == pytest.approx(min(history["validation"]), rel=1e-6)
+
+
+def test_early_stop(tmp_path):
+    stuck = replace(CONFIG, rate=0.0, warmup=0, schedule="constant", patience=2, steps=500, average=0.0)
+    _, history = fit(tmp_path, stuck)
+    assert history["step"] == [20, 40, 60]  # the first is the best, two without improvement follow
+    assert checkpoint.load(tmp_path / "latest.pt")["step"] == 60
+
+
+def test_periodic_checkpoints_are_kept(tmp_path):
+    fit(tmp_path, replace(CONFIG, keep_every=30))
+    assert sorted(p.name for p in tmp_path.glob("step-*.pt")) == ["step-30.pt", "step-60.pt"]
+
+
+def test_a_training_with_other_settings_is_not_continued(tmp_path):
+    fit(tmp_path)
+    with pytest.raises(checkpoint.CheckpointError, match=r"other settings \(rate: 0.001 there, 0.002 now\); choose another folder"):
+        fit(tmp_path, replace(CONFIG, rate=2e-3))
+
+
+def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    network = model.build(VERSION, generator=data.generator(0, "init"))
+    run = train.Run(network, train.worlds.get("plane"), CONFIG, torch.device("cpu"), tmp_path)
+    for _ in range(10):
+        run.advance()
+    run.save()
+    with torch.no_grad():
+        network.enter.weight.fill_(float("nan"))
+    run.advance()
+    with pytest.raises(train.TrainingDiverged, match=r"loss is nan before step 11: lower the rate.*latest.pt"):
+        run.report()
+    with pytest.raises(train.TrainingDiverged, match="last good checkpoint is kept"):
+        run.save()
+    assert all(torch.isfinite(v).all() for v in checkpoint.load(tmp_path / "latest.pt")["model"].values())
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "foreign"])
+def test_a_broken_checkpoint_is_named_and_the_previous_one_offered(tmp_path, damage):
+    fit(tmp_path)
+    latest = tmp_path / "latest.pt"
+    if damage == "truncated":
+        latest.write_bytes(latest.read_bytes()[:500])
+    elif damage == "text":
+        latest.write_text("not a checkpoint")
+    else:
+        torch.save({"weights": torch.zeros(2)}, latest)
+    with pytest.raises(checkpoint.CheckpointError, match=r"latest.pt is.*(best|previous).pt \(step \d+\) is intact: move it to latest.pt"):
+        fit(tmp_path)
+    for other in ("previous.pt", "best.pt"):
+        (tmp_path / other).unlink()
+    with pytest.raises(checkpoint.CheckpointError, match=r"delete latest\.pt to start again"):
+        fit(tmp_path)
+
+
+def test_weights_of_another_configuration_are_refused(tmp_path):
+    fit(tmp_path)
+    with pytest.raises(checkpoint.CheckpointError, match="trained with another configuration"):
+        train.restore(model.build("v1-mamba"), tmp_path / "best.pt")
+    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint at"):
+        train.restore(model.build(VERSION), tmp_path / "nowhere.pt")
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_and_no_half_written_file(tmp_path, monkeypatch):
+    path = tmp_path / "latest.pt"
+    checkpoint.save({"step": 1}, path)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save({"step": 2}, path, keep=tmp_path / "previous.pt")
+    assert checkpoint.load(path)["step"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["latest.pt"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(checkpoint.CheckpointError, match=r"cannot write to .*choose another folder"):
+        fit(tmp_path / "file" / "run")
+
+
+def test_learning_rate_is_a_function_of_the_step():
+    config = train.TrainConfig(steps=100, rate=1.0, warmup=10, schedule="cosine")
+    rates = [train.learning_rate(i, config) for i in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.5) and rates[99] < 1e-3
+    assert all(b <= a for a, b in pairwise(rates[10:]))
+    assert train.learning_rate(99, train.TrainConfig(rate=1e-3)) == 1e-3
+
+
+def test_normalisation_is_measured_on_the_training_fields_and_kept_in_the_checkpoint(tmp_path):
+    version = replace(VERSION, normalisation="measured")
+    network, _ = fit(tmp_path, version=version)
+    fields = train.worlds.get("plane").fields(24, generator=data.generator(0, "train"))
+    assert float(network.y_mean) == pytest.approx(float(fields.mean()), abs=1e-5)
+    assert float(network.y_std) == pytest.approx(float(fields.std()), rel=1e-3)
+    loaded = train.restore(model.build(version), tmp_path / "best.pt")
+    assert torch.equal(loaded.y_mean, network.y_mean) and torch.equal(loaded.y_high, network.y_high)
+
+
+def test_bf16_autocast_trains():
+    _, history = fit(config=replace(CONFIG, precision="bf16"))
+    assert history["loss"][-1] < history["loss"][0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_loop_never_waits_for_the_gpu():
+    network = model.build(VERSION)
+    run = train.Run(network, train.worlds.get("plane"), CONFIG, torch.device("cuda"), None)
+    run.advance()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            run.advance()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert run.step == 4
+
+
+def test_flow_loss_of_a_trained_model_is_below_that_of_an_untrained_one():
+    """With the residual head: as described, the query's noise does not reach the output and the loss stays above its variance, 1."""
+    version = replace(VERSION, head="residual")
+    trained, _ = fit(config=replace(CONFIG, steps=300, average=0.0, clip=0.0), version=version)
+    untrained = model.build(version, generator=data.generator(0, "init"))
+    batch = data.observe(train.worlds.get("plane").fields(8, generator=data.generator(1, "test")), 51)
+    loss = lambda m: flow.loss(m.eval(), batch, data.generator(0, "flow")).item()  # noqa: E731
+    assert loss(trained) < 0.8 * loss(untrained)
