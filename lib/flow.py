@@ -54,11 +54,13 @@ def sample(
     samples: int = 1,
     feedback: bool = True,
     callback: Callable[[float, Tensor], None] | None = None,
+    start: Float[Tensor, "B M C"] | None = None,
 ) -> Float[Tensor, "K B M C"]:
     """Draw `samples` fields per batch entry at the queries, in data units.
 
     feedback False is the sampler that forgets: the model sees fresh noise at every call instead of the state y_t.
-    callback(t, y_t) sees the path of each draw, in data units. ValueError for an unknown solver, steps < 1 or samples < 1.
+    callback(t, y_t) sees the path of each draw, in data units. start is the noise y_0 of the (first) draw, for paired experiments.
+    ValueError for an unknown solver, steps < 1 or samples < 1.
     """
     if samples < 1:
         raise ValueError(f"at least one sample is needed, got samples={samples}")
@@ -66,13 +68,14 @@ def sample(
     model.eval()
     try:
         memory = model.encode(batch)
-        draws = [_draw(model, batch, memory, generator, steps, method, feedback, callback) for _ in range(samples)]
+        starts = [start] + [None] * (samples - 1)
+        draws = [_draw(model, batch, memory, generator, steps, method, feedback, callback, y_0) for y_0 in starts]
     finally:
         model.train(training)
     return torch.stack(draws)
 
 
-def _draw(model, batch, memory, generator, steps, method, feedback, callback):
+def _draw(model, batch, memory, generator, steps, method, feedback, callback, start):
     shape = (*batch.s_qry.shape[:2], model.channels)
 
     def noise():
@@ -83,7 +86,7 @@ def _draw(model, batch, memory, generator, steps, method, feedback, callback):
         return model.velocity(y if feedback else noise(), time, batch.s_qry, memory)
 
     seen = (lambda t, y: callback(t, model.restore(y))) if callback else None
-    return model.restore(ode.integrate(velocity, noise(), ode.uniform(steps), method, seen))
+    return model.restore(ode.integrate(velocity, noise() if start is None else start, ode.uniform(steps), method, seen))
 
 
 def predict(model, batch: Batch, generator: torch.Generator, steps: int = 50, method: str = "heun", samples: int = 8) -> Prediction:
