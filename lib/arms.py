@@ -133,6 +133,19 @@ def judge(network, arm: Arm, device="cpu") -> dict:
     }
 
 
+def trained_batch(arm: Arm, device="cpu") -> data.Batch:
+    """The first training fields with the readings that were fixed for them, asked at all sites; ValueError where sensors are redrawn."""
+    stream = _stream(arm, device)
+    if "read" not in stream.fixed:
+        raise ValueError(f"sensors are redrawn at every step ({arm.train.sensors!r}), so no readings belong to a training field")
+    first = torch.arange(min(arm.judge.test_fields, len(stream.fields)), device=device)
+    read = stream.fixed["read"]
+    read = read[first] if len(read) > 1 else read.expand(len(first), -1)
+    y = stream.values[first]
+    known = torch.ones(read.shape, dtype=torch.bool, device=device)
+    return data.Batch(stream.sites[read], _pick(y, read), known, stream.sites.expand(len(first), -1, -1), y)
+
+
 def trained_sites(arm: Arm, device="cpu") -> torch.Tensor | None:
     """The supervised sites (1 or fields, M, 2) of the arm's training; None where they are redrawn at every step."""
     stream = _stream(arm, device)
@@ -164,12 +177,9 @@ def _apart(network, arm: Arm, batch, world, device) -> tuple[float, float]:
     alone = _psnr(network, arm, replace(batch, s_qry=_pick(batch.s_qry, sites), y_qry=_pick(batch.y_qry, sites)))
     if asked is None or "read" not in stream.fixed:
         return alone, float("nan")
-    first = torch.arange(min(count, len(stream.fields)), device=device)
-    read, asked = (fixed[first] if len(fixed) > 1 else fixed.expand(len(first), -1) for fixed in (stream.fixed["read"], asked))
-    y = stream.values[first]
-    known = torch.ones(read.shape, dtype=torch.bool, device=device)
-    seen = data.Batch(stream.sites[read], _pick(y, read), known, stream.sites[asked], _pick(y, asked))
-    return alone, _psnr(network, arm, seen)
+    seen = trained_batch(arm, device)
+    sites = asked[: len(seen.s_qry)].expand(len(seen.s_qry), -1)
+    return alone, _psnr(network, arm, replace(seen, s_qry=_pick(seen.s_qry, sites), y_qry=_pick(seen.y_qry, sites)))
 
 
 def _psnr(network, arm: Arm, batch) -> float:

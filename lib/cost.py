@@ -99,10 +99,10 @@ def at_resolution(batch: Batch, world, resolution: int, seed: int) -> Batch:
 
 
 def answerer(network, method: str, samples: int = 1) -> Callable[..., Prediction]:
-    """A model as an explorer calls it: (batch, steps, generator) -> Prediction."""
+    """A model as an explorer calls it, (batch, steps, resolution) -> Prediction, from the same noise at every call."""
 
-    def answer(batch: Batch, steps: int, generator: torch.Generator) -> Prediction:
-        return flow.predict(network, batch, generator, steps, method, samples)
+    def answer(batch: Batch, steps: int, resolution: int) -> Prediction:
+        return flow.predict(network, batch, data.generator(0, "samples"), steps, method, samples)
 
     return answer
 

@@ -21,11 +21,11 @@ def psnr(y: Float[Tensor, "B M C"], truth: Float[Tensor, "B M C"]) -> float:
     return float((-10 * torch.log10((y - truth).square().nanmean((1, 2)))).mean())
 
 
-def by_queries(network, batch: Batch, counts: list[int], steps: int, method: str, seed: int = 0) -> list[dict]:
-    """Ask for ever more sites, those asked before included and started from the same noise.
+def by_queries(network, batch: Batch, counts: list[int], steps: int, method: str, seed: int = 0, before: bool = False) -> list[dict]:
+    """Ask for ever more sites, those asked first included and started from the same noise; the new ones stand behind them, or before.
 
     shift: how far the answers at the first `counts[0]` sites moved, root mean square, because other sites were asked too. A method whose
-    answer at a site depends on the readings alone has shift 0.
+    answer at a site depends on the readings alone has shift 0; a causal scan moves only if sites stand before, or if its step moves.
     """
     order = torch.randperm(batch.s_qry.shape[1], generator=data.generator(seed, "queries"))
     noise = torch.randn(batch.y_qry.shape, generator=data.generator(seed, "noise"))
@@ -33,7 +33,12 @@ def by_queries(network, batch: Batch, counts: list[int], steps: int, method: str
     rows, first = [], None
     for count in sorted(counts):
         part = replace(batch, s_qry=batch.s_qry[:, order[:count]], y_qry=batch.y_qry[:, order[:count]])
-        y = flow.sample(network, part, data.generator(seed, "samples", y_device(batch)), steps, method, start=noise[:, :count])[0]
+        start = noise[:, :count]
+        if before:
+            part, start = replace(part, s_qry=part.s_qry.flip(1), y_qry=part.y_qry.flip(1)), start.flip(1)
+        y = flow.sample(network, part, data.generator(seed, "samples", batch.y_qry.device), steps, method, start=start)[0]
+        if before:
+            part, y = replace(part, y_qry=part.y_qry.flip(1)), y.flip(1)
         first = y if first is None else first
         shared = first.shape[1]
         shift = float((y[:, :shared] - first).square().mean().sqrt())
@@ -41,11 +46,6 @@ def by_queries(network, batch: Batch, counts: list[int], steps: int, method: str
             {"queries": count, "psnr": psnr(y, part.y_qry), "psnr_first": psnr(y[:, :shared], part.y_qry[:, :shared]), "shift": shift}
         )
     return rows
-
-
-def y_device(batch: Batch) -> torch.device:
-    """The device a batch lives on."""
-    return batch.y_qry.device
 
 
 @torch.no_grad()
@@ -76,7 +76,7 @@ def along_the_path(network, batch: Batch, steps: int, method: str, seed: int = 0
     def note(t: float, y: Tensor) -> None:
         rows.append({"t": t, "low": float(y.min()), "high": float(y.max()), "std": float(y.std())})
 
-    flow.sample(network, batch, data.generator(seed, "samples", y_device(batch)), steps, method, callback=note)
+    flow.sample(network, batch, data.generator(seed, "samples", batch.y_qry.device), steps, method, callback=note)
     return rows
 
 
@@ -84,7 +84,7 @@ def gradient_norms(network, batch: Batch, seed: int = 0) -> dict[str, float]:
     """Norm of the loss's gradient for each part of the network, over the norm of its weights."""
     network.train()
     network.zero_grad(set_to_none=True)
-    flow.loss(network, batch, data.generator(seed, "flow", y_device(batch))).backward()
+    flow.loss(network, batch, data.generator(seed, "flow", batch.y_qry.device)).backward()
     norms: dict[str, list[float]] = {}
     for name, p in network.named_parameters():
         if p.grad is not None:

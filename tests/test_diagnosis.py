@@ -34,6 +34,9 @@ def test_shift_is_zero_where_queries_do_not_see_each_other():
     rows = diagnosis.by_queries(GaussianModel(), a_batch(queries=60), [10, 30, 60], 4, "heun")
     assert [r["queries"] for r in rows] == [10, 30, 60]
     assert all(r["shift"] == 0 for r in rows)
+    causal = model.build("v1-mamba", step="fixed").double()
+    behind, ahead = (diagnosis.by_queries(causal, a_batch(queries=60), [10, 60], 4, "heun", before=b)[1]["shift"] for b in (False, True))
+    assert behind < 1e-9 < 1e-3 < ahead  # rounding of the transform, against the noise of fifty other sites
     together = diagnosis.by_queries(model.build("v2-transformer").double(), a_batch(queries=60), [10, 60], 4, "heun")
     assert together[0]["shift"] == 0 < together[1]["shift"]
 

@@ -1,0 +1,44 @@
+# The commands of the lab. Each one first sets up .venv, once, and again when pyproject.toml or constraints.txt change.
+#   make run [PROFILE=cpu|long|gpu] [ONLY="02 04"] [ARGS="--set seed=1 --force"]   make test   make lab   make bench   make refs [ONLY=...]
+
+PROFILE ?= cpu
+ONLY ?=
+ARGS ?=
+PY := .venv/bin/python
+NOTEBOOK = $(firstword $(sort $(wildcard notebooks/*.ipynb)))
+
+# One thread: the models are small, and two threads beside a busy neighbour can be ten times slower than one.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: run test lab bench refs
+
+run: .venv/installed
+	@$(PY) -m lib run --profile $(PROFILE) $(if $(ONLY),--only $(ONLY)) $(ARGS)
+
+# Every check runs even when an earlier one fails; pytest's summary comes last. The notebooks are compared with their saved outputs.
+test: .venv/installed
+	@failed=0; \
+	$(PY) -m ruff check . || failed=1; \
+	$(PY) -m ruff format --check . || failed=1; \
+	$(PY) -m pytest --nbval --nbval-sanitize-with tests/sanitize.cfg --nbval-cell-timeout 300 tests notebooks $(ARGS) || failed=1; \
+	exit $$failed
+
+lab: .venv/installed
+	@$(PY) -m jupyterlab $(NOTEBOOK)
+
+bench: .venv/installed
+	@$(PY) -m lib bench $(ARGS)
+
+refs: .venv/installed
+	@$(PY) -m lib refs $(if $(ONLY),--only $(ONLY))
+
+.venv/installed: pyproject.toml constraints.txt
+	@for python in python3 python3.13 python3.12 python3.11; do \
+	    if $$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then break; fi; \
+	    python=; \
+	done; \
+	if [ -x $(PY) ]; then :; \
+	elif [ -n "$$python" ]; then echo "setting up .venv with $$($$python --version): a few minutes, once"; $$python -m venv .venv; \
+	else echo "Python 3.11, 3.12 or 3.13 with its venv module is needed (Debian: apt-get install python3-venv)" >&2; exit 2; fi
+	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

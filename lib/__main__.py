@@ -1,0 +1,102 @@
+"""The command line: `python -m lib run | refs | status | check`. Bad input: one line and exit code 2; a failing cell: one line and 1."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def run_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--profile", default="cpu", help="a folder of params/: cpu (default), long, gpu")
+    add("--only", nargs="+", metavar="NOTEBOOK", help="numbers or names, for example 02 04")
+    add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="a parameter, for every notebook that has it")
+    add("--params", type=Path, metavar="FILE", help="a parameter file in place of the profile's, with one notebook in --only")
+    add("--force", action="store_true", help="run again, and train again, even where nothing changed")
+
+
+def run_command(given: argparse.Namespace) -> int:
+    from lib import params, run
+
+    overrides = dict(params.override(text) for text in given.set)
+    place = {"root": given.root or run.ROOT, "output": given.output}
+    run.execute(given.profile, given.only, overrides, file=given.params, force=given.force, **place)
+    return 0
+
+
+def refs_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="numbers or names, for example 02 04")
+
+
+def refs_command(given: argparse.Namespace) -> int:
+    from lib import refs, run
+
+    changed = refs.refresh(given.only, root=given.root or run.ROOT)
+    print(f"changed: {', '.join(changed) or 'none'}")
+    return 0
+
+
+def status_command(given: argparse.Namespace) -> int:
+    from lib import check, run
+
+    rows = check.status(given.root or run.ROOT, given.output)
+    wide = [max(len(row[i]) for row in rows) for i in range(3)] if rows else [0, 0, 0]
+    for profile, notebook, state, detail in rows:
+        print(f"{profile:<{wide[0]}}  {notebook:<{wide[1]}}  {state:<{wide[2]}}  {detail}".rstrip())
+    return 0
+
+
+def check_command(given: argparse.Namespace) -> int:
+    from lib import check, run
+
+    lines = check.environment(given.root or run.ROOT)
+    for verdict, text in lines:
+        print(f"{verdict:<8} {text}")
+    return 2 if any(verdict == "problem" for verdict, _ in lines) else 0
+
+
+def no_arguments(parser: argparse.ArgumentParser) -> None:
+    """A command without options of its own."""
+
+
+# name -> (what it does, its options, what it runs); a command imports what it needs itself, so that --help is instant
+COMMANDS = {
+    "run": ("execute the notebooks with the parameters of a profile", run_arguments, run_command),
+    "refs": ("make the notebooks' saved outputs again, in place", refs_arguments, refs_command),
+    "status": ("what has been run, per profile", no_arguments, status_command),
+    "check": ("is this machine ready?", no_arguments, check_command),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with a mistake reported in one line."""
+
+    def error(self, message: str):
+        self.exit(2, f"{message}; see {self.prog} --help\n")
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run one command; its exit code: 0 done, 1 a notebook failed, 2 bad input, 128 + signal when stopped."""
+    parser = Parser(prog="python -m lib", description="Sparse Fields Lab")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, (says, arguments, _) in COMMANDS.items():
+        one = commands.add_parser(name, help=says, description=says)
+        one.add_argument("--root", type=Path, help="a folder with notebooks/ and params/ (default: this checkout)")
+        one.add_argument("--output", type=Path, metavar="DIR", help="where run folders go (default: outputs/)")
+        arguments(one)
+    given = parser.parse_args(words)
+    try:
+        return COMMANDS[given.command][2](given)
+    except (ValueError, RuntimeError) as error:
+        code = getattr(error, "exit_code", 2 if isinstance(error, ValueError) else None)
+        if code is None or "\n" in str(error):
+            raise
+        print(error, file=sys.stderr)
+        return code
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,287 @@
+"""Explorers: a few controls, one figure that follows them, and a line of words, as one widget for a notebook.
+
+Every explorer is explorer(controls, update): update(**values) gives (figure, words) from the controls' values, a pure function of them.
+The figure's data change in place; a ValueError appears in words under the figure and leaves the figure as it was. Without a kernel the
+same box works from Python: set box.controls["readings"].value and read box.figure, box.words.value and box.trouble.value.
+"""
+
+# ruff: noqa: C408 - options of plotly and ipywidgets read as keyword arguments
+
+from __future__ import annotations
+
+import html
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+
+import ipywidgets
+import numpy as np
+import plotly.graph_objects as go
+import torch
+
+from lib import baselines, data, metrics, plots, worlds
+from lib.report import number
+
+READINGS = (1, 2, 4, 8, 13, 26, 51, 102, 205, 512, 1024)
+LENGTHS = (10, 16, 26, 41, 64, 102, 164, 256, 410, 656, 1075, 1640, 2560, 4096)
+TRAINED_LENGTH = 102  # 51 readings and 51 queries, as the series was trained
+
+
+def explorer(controls: Mapping[str, ipywidgets.Widget], update: Callable[..., tuple[go.Figure, str]]) -> ipywidgets.VBox:
+    """Controls in rows above a live figure above a line of words; attributes controls, figure, words, trouble."""
+    words, trouble = ipywidgets.HTML(), ipywidgets.HTML()
+    live = go.FigureWidget(plots.figure())
+    shown = [[], {}]
+
+    def refresh(_change=None) -> None:
+        try:
+            fig, text = update(**{name: control.value for name, control in controls.items()})
+        except Exception as error:  # a notebook shows nothing of an exception in a callback, so say it here
+            what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            trouble.value = f'<span style="color:#C0392B"><b>Not possible:</b> {html.escape(what)}</span>'
+            return
+        shown[:] = _follow(live, shown, fig)
+        words.value, trouble.value = text, ""
+
+    for control in controls.values():
+        control.observe(refresh, names="value")
+    rows = ipywidgets.HBox(list(controls.values()), layout=dict(flex_flow="row wrap", width=f"{plots.WIDTH}px", margin="0 0 4px 0"))
+    box = ipywidgets.VBox([rows, live, words, trouble])
+    box.controls, box.figure, box.words, box.trouble = dict(controls), live, words, trouble
+    refresh()
+    return box
+
+
+def fallback(box: ipywidgets.VBox) -> go.Figure:
+    """The explorer's present figure without its controls, for a page without a kernel."""
+    return go.Figure(box.figure)
+
+
+def slider(label: str, options: Sequence, value, live: bool = False) -> ipywidgets.SelectionSlider:
+    """A slider over given values; live: follow while it is dragged."""
+    return ipywidgets.SelectionSlider(options=list(options), value=value, description=label, continuous_update=live, **_look())
+
+
+def choice(label: str, options: Sequence, value=None) -> ipywidgets.Dropdown:
+    """A drop-down list; options are values or (words, value)."""
+    options = list(options)
+    first = options[0][1] if isinstance(options[0], tuple) else options[0]
+    return ipywidgets.Dropdown(options=options, value=first if value is None else value, description=label, **_look())
+
+
+def world_explorer(names: Sequence[str] | None = None, train: int = 500, world: str = "plane", method: str = "gp") -> ipywidgets.VBox:
+    """What a classical method makes of a few readings: truth with readings, answer, error, deviation, for every world and layout."""
+    names = list(names or (name for name in worlds.WORLDS if name != "cifar10"))
+    history = cache(lambda name: worlds.get(name).fields(train, generator=data.generator(0, "train"), split="train"))
+    controls = {
+        "world": choice("world", names, world if world in names else names[0]),
+        "method": choice("method", baselines.METHODS, method),
+        "layout": choice("layout", data.LAYOUTS),
+        "readings": slider("readings", READINGS, 51),
+        "noise": slider("noise", (0.0, 0.05, 0.1), 0.0),
+        "seed": slider("field", range(20), 0),
+    }
+
+    def update(world, method, layout, readings, noise, seed):
+        place = worlds.get(world)
+        fields = place.fields(1, generator=data.generator(seed, "test"), split="test")
+        batch = data.observe(fields, readings, layout, data.generator(seed, "sensors"), noise)
+        past = history(world)
+        start = time.perf_counter()
+        answer = baselines.METHODS[method](batch, past)
+        seconds = time.perf_counter() - start
+        reference = metrics.score(baselines.METHODS["constant"](batch, past), batch, place)["psnr"].item()
+        score = {name: value.item() for name, value in metrics.score(answer, batch, place).items()}
+        fig = comparison(batch, answer, fields.shape[-2:], f"{method}, {score['psnr']:.1f} dB")
+        text = f"PSNR <b>{score['psnr']:.1f} dB</b> · a constant {reference:.1f} dB · SSIM {score['ssim']:.2f} · {1000 * seconds:.0f} ms"
+        return fig, f"{text}<br>{html.escape(place.name)}: {html.escape(place.note)}"
+
+    return explorer(controls, update)
+
+
+def comparison(batch: data.Batch, answer: data.Prediction, shape: tuple[int, int], title: str) -> go.Figure:
+    """The first field of a batch: truth with its readings, answer, error, and the deviation the answer claims, if any."""
+    truth, mean = (_picture(y, shape) for y in (batch.y_qry, answer.mean))
+    error = _picture(answer.mean - batch.y_qry, shape)
+    std = np.full(shape, np.nan) if answer.std is None else _picture(torch.where(batch.y_qry.isnan(), batch.y_qry, answer.std), shape)
+    flat = [a.mean(-1) if a.ndim == 3 else a for a in (error, std)]
+    doubt = "no standard deviation" if answer.std is None else "its standard deviation"
+    seen = batch.s_obs[0][batch.m_obs[0]]
+    first = f"truth, {len(seen)} readings"
+    images = {first: truth, title: np.where(np.isnan(truth), np.nan, mean), "error": flat[0], doubt: flat[1]}
+    limits = (float(np.nanmin(truth)), float(np.nanmax(truth)))
+    return plots.field_maps(images, {first: seen}, *limits, kinds={"error": "error", doubt: "std"})
+
+
+def dt_explorer(length: int = TRAINED_LENGTH, queries: int = 51) -> ipywidgets.VBox:
+    """What dt = 1/length does to a state h_k = exp(dt A) h_(k-1) + b u_k when the sequence grows: memory, gain, share of the readings."""
+    controls = {
+        "rule": choice("step dt", STEPS),
+        "length": slider("tokens", LENGTHS, length, live=True),
+        "queries": slider("of these, queries", (1, 5, 13, 26, 51, 102, 205, 512, 1024, 2048), queries, live=True),
+        "a_log": ipywidgets.FloatSlider(-1.0, min=-4.0, max=4.0, step=0.25, description="A_log", readout_format=".2f", **_look()),
+    }
+
+    def update(rule, length, queries, a_log):
+        if queries >= length:
+            raise ValueError(f"{queries} queries do not fit into {length} tokens beside a reading; lengthen the sequence or ask for fewer")
+        a = -math.exp(a_log)
+        dt, b, gain = state_gain(rule, length, a)
+        trained = state_gain(rule, TRAINED_LENGTH, a)
+        k = [np.unique(np.geomspace(1, n, 200).astype(int)) - 1 for n in (length, TRAINED_LENGTH)]
+        names = f"here, {length} tokens", f"training, {TRAINED_LENGTH} tokens"
+        responses = {names[0]: (k[0], b * np.exp(k[0] * dt * a)), names[1]: (k[1], trained[1] * np.exp(k[1] * trained[0] * a))}
+        left = plots.curves(responses, "tokens since a reading of 1", "what the state holds of it")
+        lengths = np.array(LENGTHS)
+        gains = {f"gain, dt {step}": (lengths, [state_gain(step, n, a)[2] for n in LENGTHS]) for step in STEPS}
+        right = plots.curves(gains, "length of the sequence (tokens)", "state after a constant input of 1", log_x=True, log_y=True)
+        right.add_scatter(x=[length], y=[gain], mode="markers", marker=dict(size=11, color=plots.INK, symbol="diamond"), name="here")
+        share = math.exp(queries * dt * a) * math.expm1((length - queries) * dt * a) / math.expm1(length * dt * a)
+        ratio = gain / trained[2]
+        text = f"dt = {number(dt)} · half of a reading is forgotten after {number(math.log(0.5) / (dt * a))} tokens · gain {number(gain)}, "
+        text += f"<b>{number(ratio)} times</b> that of training · readings hold <b>{100 * share:.1f} %</b> of the last state's weight"
+        return plots.beside(left, right), text
+
+    return explorer(controls, update)
+
+
+STEPS = ("1/length", "1/1024", "learned 0.01", "1/length, B discretised")
+
+
+def state_gain(step: str, length: int, a: float) -> tuple[float, float, float]:
+    """(dt, b, sum of the state's weights b exp(dt A k), k < length) for a step rule; b = 1, or (exp(dt A) - 1) / A when discretised."""
+    dt = {"1/1024": 1 / 1024, "learned 0.01": 0.01}.get(step, 1 / length)
+    b = math.expm1(dt * a) / a if step.endswith("discretised") else 1.0
+    return dt, b, b * math.expm1(length * dt * a) / math.expm1(dt * a)
+
+
+def positions_explorer(results: Mapping[str, Mapping]) -> ipywidgets.VBox:
+    """Trained positions against all others: results[name] holds truth and mean (n, H, W) and positions (n, P, 2) or (P, 2) in [-1, 1]."""
+    results = {name: {key: plots.array(value) for key, value in row.items() if key != "scores"} for name, row in results.items()}
+    most = min(len(row["truth"]) for row in results.values())
+    controls = {"split": choice("training", results), "field": slider("field", range(most), 0, live=True)}
+
+    def update(split, field):
+        row = results[split]
+        truth, mean = row["truth"][field], row["mean"][field]
+        s = row["positions"][field] if row["positions"].ndim == 3 else row["positions"]
+        h, w = truth.shape
+        trained = np.zeros((h, w), bool)
+        trained[((s[:, 1] + 1) / 2 * (h - 1)).round().astype(int), ((s[:, 0] + 1) / 2 * (w - 1)).round().astype(int)] = True
+        there, elsewhere = (_psnr(mean[part] - truth[part]) for part in (trained, ~trained))
+        images = {"truth": truth, f"answer, {_psnr(mean - truth):.1f} dB": mean, "error": mean - truth}
+        fig = plots.field_maps(images, {"error": s}, columns=3, kinds={"error": "error"}, low=truth.min(), high=truth.max())
+        text = f"at the {trained.sum()} trained positions (dots) <b>{there:.1f} dB</b>"
+        return fig, f"{text} · at the other {(~trained).sum()} <b>{elsewhere:.1f} dB</b>"
+
+    return explorer(controls, update)
+
+
+def switchboard(table: Sequence[Mapping], switches: Sequence[str] | None = None, score: str = "psnr") -> ipywidgets.VBox:
+    """Measured systems by their switches; table: rows of switch columns and psnr, with low and high where known; first row as described."""
+    rows = [dict(row) for row in table]
+    switches = list(switches or (key for key, value in rows[0].items() if isinstance(value, str | bool) and key != "name"))
+    options = {key: list(dict.fromkeys(row[key] for row in rows)) for key in switches}
+    controls = {key: choice(key, [(str(o), o) for o in options[key]], rows[0][key]) for key in switches}
+    best = max(rows, key=lambda row: row[score])
+
+    def update(**wanted):
+        apart = {i: [key for key in switches if row[key] != wanted[key]] for i, row in enumerate(rows)}
+        nearest = sorted(apart, key=lambda i: len(apart[i]))
+        chosen = rows[nearest[0]]
+        if apart[nearest[0]]:
+            close = [i for i in nearest if len(apart[i]) == len(apart[nearest[0]])][:3]
+            bars = {f"nearest {n + 1}": rows[i] for n, i in enumerate(close)}
+            told = [f"nearest {n + 1}: {_differences(rows[i], apart[i])}, {rows[i][score]:.1f} dB" for n, i in enumerate(close)]
+            text = "<b>not measured</b> · " + " · ".join(html.escape(line) for line in told)
+        else:
+            bars = {"this system": chosen}
+            text = f"<b>{chosen[score]:.1f} dB</b>, {chosen[score] - rows[0][score]:+.1f} against as described"
+        bars = {"as described": rows[0], **bars, "best measured": best}
+        values = {name: (row[score], row.get("low", row[score]), row.get("high", row[score])) for name, row in bars.items()}
+        return plots.bars(values, "PSNR (dB)"), text
+
+    return explorer(controls, update)
+
+
+def version_explorer(
+    models: Mapping[str, Callable], world: str, readings: int = 51, steps: Sequence[int] = (1, 2, 4, 8, 16, 50), resolutions=(32, 64, 96)
+) -> ipywidgets.VBox:
+    """Trained versions at any resolution and step count; models[name](batch, steps, resolution) -> Prediction, asked at resolution^2 sites."""
+    place = worlds.get(world)
+    resolutions = resolutions if place.kind == "synthetic" else (place.resolution,)
+    controls = {
+        "version": choice("version", models),
+        "resolution": choice("resolution", [(str(r), r) for r in resolutions]),
+        "steps": slider("solver steps", steps, steps[-1]),
+        "seed": slider("field", range(20), 0),
+    }
+
+    def update(version, resolution, steps, seed):
+        coarse, fine = (place.fields(1, r, generator=data.generator(seed, "test"), split="test") for r in (resolutions[0], resolution))
+        seen = data.observe(coarse, readings, "uniform", data.generator(seed, "sensors"))
+        batch = data.Batch(seen.s_obs, seen.y_obs, seen.m_obs, data.grid(fine.shape[-2:])[None], fine.flatten(2).mT)
+        start = time.perf_counter()
+        answer = models[version](batch, steps, resolution)
+        seconds = time.perf_counter() - start
+        score = metrics.score(answer, batch, place)
+        fig = comparison(batch, answer, fine.shape[-2:], f"{version}, {score['psnr'].item():.1f} dB")
+        text = f"PSNR <b>{score['psnr'].item():.1f} dB</b> · SSIM {score['ssim'].item():.2f}"
+        return fig, f"{text} · {1000 * seconds:.0f} ms for {batch.s_qry.shape[1]:,} sites"
+
+    return explorer(controls, update)
+
+
+def _look() -> dict:
+    return dict(style=dict(description_width="92px"), layout=dict(width="290px", margin="2px 6px 2px 0"))
+
+
+def _follow(live: go.FigureWidget, shown: Sequence, fig: go.Figure) -> tuple[list, dict]:
+    """Show another figure: the changed properties of the same traces where kinds and counts agree, else new traces; what is shown now."""
+    traces, layout = [t.to_plotly_json() for t in fig.data], fig.layout.to_plotly_json()
+    if _kind(traces, layout) != _kind(*shown):
+        live.data = ()
+        live.layout = fig.layout
+        live.add_traces(fig.data)
+    else:
+        with live.batch_update():
+            for trace, old, new in zip(live.data, shown[0], traces, strict=True):
+                trace.update(_changed(old, new))
+            live.layout.update(_changed(shown[1], layout))
+    return traces, layout
+
+
+def _kind(traces: Sequence[Mapping], layout: Mapping) -> tuple:
+    """What must agree for one figure to turn into another in place."""
+    return [(t["type"], sorted(t)) for t in traces], sorted(layout), [len(layout.get(part, ())) for part in ("annotations", "shapes")]
+
+
+def _changed(old: Mapping, new: Mapping) -> dict:
+    return {name: part for name, part in new.items() if name not in old or not _equal(old[name], part)}
+
+
+def _equal(a, b) -> bool:
+    """Equality of nested plotly data that may hold arrays."""
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        a, b = np.asarray(a), np.asarray(b)
+        return a.shape == b.shape and np.array_equal(a, b, equal_nan=a.dtype.kind == "f" and b.dtype.kind == "f")
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_equal(a[name], b[name]) for name in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return a == b
+
+
+def _picture(y: torch.Tensor, shape: tuple[int, int]) -> np.ndarray:
+    """The first field (H, W) or (H, W, 3) of values (B, M, C)."""
+    a = plots.array(y[0]).reshape(*shape, -1)
+    return a[..., 0] if a.shape[-1] == 1 else a
+
+
+def _psnr(error: np.ndarray) -> float:
+    return -10 * math.log10(max(float(np.nanmean(error**2)), metrics.SMALLEST_MSE))
+
+
+def _differences(row: Mapping, keys: Sequence[str]) -> str:
+    return ", ".join(f"{key} {row[key]}" for key in keys)

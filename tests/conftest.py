@@ -1,0 +1,20 @@
+"""What every test shares: shapes enforced in lib/, one thread, and what nbval leaves out of a comparison."""
+
+import os
+
+import torch
+from jaxtyping import install_import_hook
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the kernels and programs that tests start
+torch.set_num_threads(1)
+# Annotations become checks; the numeric tower lets an int stand where a float is declared, as Python does.
+install_import_hook("lib", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+# Drawn or measured values at full precision differ in their last digits between processors; the printed, rounded text is compared.
+NOT_COMPARED = ("application/vnd.plotly.v1+json", "application/vnd.sparse-fields.metrics+json")
+
+
+def pytest_collection_modifyitems(items):
+    """Tell nbval's notebooks, which know pictures as not comparable, about ours."""
+    for notebook in {item.parent for item in items if hasattr(item.parent, "skip_compare")}:
+        notebook.skip_compare += NOT_COMPARED
