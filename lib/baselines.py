@@ -10,6 +10,7 @@ import difflib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from scipy.spatial import QhullError, cKDTree
 from skimage.restoration import inpaint_biharmonic
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Matern, WhiteKernel
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Kernel, Matern, WhiteKernel
 from torch import Tensor
 
 from lib import perfield
@@ -31,7 +32,9 @@ from lib.oracle import oracle
 LENGTH, LENGTHS = 0.3, (0.03, 5.0)  # start and bounds of the Gaussian process's length scales; sites lie in [-1, 1]
 AMPLITUDES = (1e-2, 1e3)  # variance of the signal, relative to the readings'
 NOISE, NOISES = 1e-4, (1e-12, 1.0)  # variance of the noise, relative to the readings'
-EVIDENCE_READINGS = 256  # the hyperparameters need no more readings than this; the answer uses all of them
+T = TypeVar("T")
+CHOICE_READINGS, EVIDENCE_READINGS = 128, 512  # readings that choose the kernel and refine its hyperparameters; the answer uses all
+JITTERS = (1e-12, 1e-10, 1e-8, 1e-6)  # tried in turn where rounding makes a covariance singular
 FEWEST = 5  # readings below which the evidence says nothing and the prior's hyperparameters stand
 MOST_SAMPLED = 5000  # sites of one coherent Gaussian-process sample: its covariance is a dense matrix
 GLOBAL_SPLINE = 2000  # readings up to which one thin plate spans them all; beyond, the nearest 100 of each query
@@ -192,41 +195,47 @@ def _krige(s: np.ndarray, y: np.ndarray, kernels: tuple[str, ...], level: np.nda
     signal, noise = ConstantKernel(1.0) * KERNELS[kernels[0]](), NOISE
     if len(s) >= FEWEST:
         level, scale = y.mean(0), np.where(y.std(0) > 1e-6 * scale, y.std(0), scale)
-        step = -(-len(s) // EVIDENCE_READINGS)
-        tried = [_by_evidence(s[::step], ((y - level) / scale)[::step], KERNELS[name]()) for name in kernels]
+        z = (y - level) / scale
+        some = slice(None, None, -(-len(s) // CHOICE_READINGS))
+        candidates = [ConstantKernel(1.0, AMPLITUDES) * KERNELS[name]() + WhiteKernel(NOISE, NOISES) for name in kernels]
+        tried = [_by_evidence(s[some], z[some], kernel) for kernel in candidates]
         best = max(tried, key=lambda process: process.log_marginal_likelihood_value_).kernel_
+        if len(s) > CHOICE_READINGS:
+            more = slice(None, None, -(-len(s) // EVIDENCE_READINGS))
+            best = _by_evidence(s[more], z[more], best, 10).kernel_
         signal, noise = best.k1, best.k2.noise_level
-    for jitter in (noise + 1e-12, noise + 1e-10, noise + 1e-8, noise + 1e-6):  # the least that leaves the covariance invertible
-        process = GaussianProcessRegressor(signal, alpha=jitter, optimizer=None)
-        try:
-            return _Kriging(process.fit(s, (y - level) / scale) if len(s) else process, level, scale)
-        except LinAlgError:
-            continue
-    raise ValueError(f"the covariance of {len(s)} readings cannot be inverted; are many of them at the same site?")
+    process = GaussianProcessRegressor(signal, optimizer=None)
+    if len(s):
+        process = _least_jitter(lambda jitter: process.set_params(alpha=noise + jitter).fit(s, (y - level) / scale))
+    return _Kriging(process, level, scale)
 
 
-def _by_evidence(s: np.ndarray, z: np.ndarray, shape: RBF | Matern) -> GaussianProcessRegressor:
+def _by_evidence(s: np.ndarray, z: np.ndarray, kernel: Kernel, steps: int = 100) -> GaussianProcessRegressor:
     """Amplitude, length scales and noise that maximise the marginal likelihood, by bounded L-BFGS to a hundredth of a nat or so."""
 
     def optimise(cost, start, bounds):
-        found = minimize(cost, start, jac=True, bounds=bounds, method="L-BFGS-B", options={"ftol": 1e-5, "gtol": 1e-3, "maxiter": 100})
+        found = minimize(cost, start, jac=True, bounds=bounds, method="L-BFGS-B", options={"ftol": 1e-5, "gtol": 1e-3, "maxiter": steps})
         return found.x, found.fun
 
-    kernel = ConstantKernel(1.0, AMPLITUDES) * shape + WhiteKernel(NOISE, NOISES)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a parameter at its bound is an answer here
-        return GaussianProcessRegressor(kernel, alpha=1e-12, optimizer=optimise).fit(s, z)
+        return _least_jitter(lambda jitter: GaussianProcessRegressor(kernel, alpha=jitter, optimizer=optimise).fit(s, z))
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
-    """A Cholesky factor, with the least jitter that rounding asks for."""
-    size = max(float(covariance.diagonal().max()), 1e-300)
-    for jitter in (1e-12, 1e-10, 1e-8, 1e-6):
+    """A Cholesky factor of the posterior covariance."""
+    size, one = max(float(covariance.diagonal().max()), 1e-300), np.eye(len(covariance))
+    return _least_jitter(lambda jitter: cholesky(covariance + jitter * size * one, lower=True))
+
+
+def _least_jitter(factorise: Callable[[float], T]) -> T:
+    """The answer with the least jitter on the diagonal that lets a covariance be factorised in float64."""
+    for jitter in JITTERS:
         try:
-            return cholesky(covariance + jitter * size * np.eye(len(covariance)), lower=True)
-        except LinAlgError:
-            continue
-    raise ValueError("the posterior covariance is not positive; are the readings finite?")
+            return factorise(jitter)
+        except LinAlgError as failure:
+            last = failure
+    raise ValueError(f"a covariance cannot be factorised even with a jitter of {JITTERS[-1]}; are the readings finite?") from last
 
 
 METHODS: dict[str, Callable[..., Prediction]] = {

@@ -14,13 +14,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lib.layouts import COUNTS, LAYOUTS, grid, shape_of, uniform, valid
+from lib.layouts import COUNTS, LAYOUTS, Resolution, grid, shape_of, uniform, valid
 
 __all__ = [
     "COUNTS",
     "LAYOUTS",
     "Batch",
     "Prediction",
+    "Resolution",
     "Scaling",
     "batches",
     "check",
@@ -98,8 +99,8 @@ class Scaling:
         return y * self.std.to(y) + self.mean.to(y)
 
 
-def measure(fields: Float[Tensor, "n C H W"]) -> Scaling:
-    """The scaling of these fields, without their NaN; a channel that never changes has std 1, so that normalise never divides by 0."""
+def measure(fields: Tensor) -> Scaling:
+    """The scaling of these fields (n, C, H, W) without their NaN; a channel that never changes has std 1, so that none is divided by 0."""
     y = check(fields).double().movedim(1, 0).flatten(1)  # (C, n*H*W)
     known = y.isfinite()
     if not known.any(1).all():
@@ -145,7 +146,7 @@ def _sensors(device) -> torch.Generator:
 
 
 def observe(
-    fields: Float[Tensor, "n C H W"],
+    fields: Tensor,
     count: int,
     layout: str = "uniform",
     generator: torch.Generator | None = None,

@@ -120,3 +120,11 @@ def state_summary(rule: str, readings: int, queries: int, A: float) -> dict:
         "gain": float(weights.sum()),
         "share": float(weights[:readings].sum() / weights.sum()),
     }
+
+
+def linear_dimension(fields: Float[Tensor, "n C H W"], share: float = 0.999) -> int:
+    """How many principal components hold `share` of the variance of these fields; sites without values in any field do not count."""
+    y = fields.flatten(1).double()
+    y = y[:, torch.isfinite(y).all(0)]
+    variance = torch.linalg.svdvals(y - y.mean(0)).square()
+    return int((variance.cumsum(0) < share * variance.sum()).sum()) + 1

@@ -197,11 +197,11 @@ class Readings:
     names: tuple[str, str]
     box: tuple[tuple[float, float], tuple[float, float]]
 
-    def batch(self, resolution: int | tuple[int, int]) -> data.Batch:
+    def batch(self, resolution: data.Resolution) -> data.Batch:
         """These readings with every site of a regular grid over the box as a query."""
         return data.readings(self.s_obs, self.y_obs, data.grid(resolution)[None])
 
-    def axes(self, resolution: int | tuple[int, int]) -> tuple[tuple[str, np.ndarray], tuple[str, np.ndarray]]:
+    def axes(self, resolution: data.Resolution) -> tuple[tuple[str, np.ndarray], tuple[str, np.ndarray]]:
         """The coordinates of that grid: along the rows, then along the columns."""
         rows, columns = data.shape_of(resolution)
         (across, down), (horizontal, vertical) = self.names, self.box

@@ -89,6 +89,7 @@ class LeanEngine(NBClientEngine):
             timeout=None,
             store_widget_state=False,
             coalesce_streams=True,
+            extra_arguments=["--log-level=50"],  # a kernel reports the interrupt that ends it as an error
             log=logging.getLogger("papermill"),
             on_notebook_start=lambda notebook: watch.kernel_started(client.km.provisioner.process),
             on_cell_start=watch.cell_started,
@@ -241,7 +242,7 @@ def header(cells: list) -> tuple[str, str]:
     """A notebook's first heading and the text below it in the same cell, "" for what it does not have."""
     first = cells[0].source if cells and cells[0].cell_type == "markdown" else ""
     title, _, text = first.strip().partition("\n")
-    return (title.lstrip("# ").strip(), text.strip()) if title.startswith("#") else ("", first)
+    return (title.lstrip("# ").replace("`", "").strip(), text.strip()) if title.startswith("#") else ("", first)
 
 
 def peak_memory(process: int) -> int:

@@ -1,20 +1,23 @@
 """The sites of a grid, and which of them are read: one key per site, the sites with the largest keys are the sensors.
 
 Random keys sorted draw without replacement; log-weights plus Gumbel noise do so in proportion to the weights (Gumbel-top-k; Vieira 2014,
-Kool et al. 2019, equation 5). So every layout is a key per site, for all fields at once and on any device, and no site is ever read twice.
+Kool et al. 2019). So every layout is a key per site, for all fields at once and on any device, and no site is ever read twice.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+Resolution = Any  # one whole number or two, (rows, columns): shape_of checks it and says what is wrong
 
-def shape_of(resolution: int | tuple[int, int]) -> tuple[int, int]:
+
+def shape_of(resolution: Resolution) -> tuple[int, int]:
     """(rows, columns) of a resolution given as one number or two; ValueError unless both are whole numbers of at least 2."""
     shape = tuple(resolution) if isinstance(resolution, (tuple, list)) else (resolution, resolution)
     if len(shape) != 2 or any(not isinstance(n, int) or n < 2 for n in shape):
@@ -22,7 +25,7 @@ def shape_of(resolution: int | tuple[int, int]) -> tuple[int, int]:
     return shape
 
 
-def grid(resolution: int | tuple[int, int], device="cpu", dtype=torch.float32) -> Float[Tensor, "P 2"]:
+def grid(resolution: Resolution, device="cpu", dtype=torch.float32) -> Float[Tensor, "P 2"]:
     """The sites of a regular grid on [-1, 1]^2 row by row, ends included: s[..., 0] to the right, s[..., 1] downwards."""
     rows, columns = shape_of(resolution)
     down, right = (torch.linspace(-1, 1, n, dtype=torch.float64, device=device) for n in (rows, columns))

@@ -38,9 +38,9 @@ def score(
 ) -> dict[str, Float[Tensor, " B"]]:
     """Every metric that the prediction allows, one float64 number per field; sites whose truth is NaN do not count.
 
-    world: anything with .std (a World), or the standard deviation itself; NaN makes nrmse NaN. shape: (H, W) of the queries, found from the sites when None;
-    without a grid, ssim, speckle and frequency_error are left out. samples: how many draws to score; without draws, crps is the
-    Gaussian's. ValueError for shapes that do not fit or fewer than two samples.
+    world: anything with .std (a World), or the standard deviation itself; NaN for unknown makes nrmse NaN. shape: (H, W) of the queries,
+    found from the sites when None; without a grid, ssim, speckle and frequency_error are left out. samples: how many draws to score;
+    without draws, crps is the Gaussian's. ValueError for shapes that do not fit or a single sample.
     """
     prediction = Prediction(prediction) if isinstance(prediction, Tensor) else prediction
     mean, truth = _double(prediction.mean), _double(batch.y_qry)

@@ -58,25 +58,32 @@ def pod(batch: Batch, train_fields: Tensor | None = None) -> Prediction:
     for s, y, q in perfield.each(batch):
         m, F, _ = fit.at(s)
         residual = y.T.reshape(-1) - m
-        weights = _least_squares(F, residual)
+        weights = _least_squares(F, residual, fit.channels)
         m, F, _ = queries.at(q)
         means.append(m + F[:, : len(weights)] @ weights)
     return perfield.assemble(batch, _last(np.stack(means), fit.channels))
 
 
-def _least_squares(F: np.ndarray, residual: np.ndarray) -> np.ndarray:
-    """Weights of the first k columns, k with the least leave-one-out error sum (r_i / (1 - h_ii))^2 (Allen's PRESS)."""
-    most = min(len(residual) - 1, F.shape[1])
+def _least_squares(F: np.ndarray, residual: np.ndarray, channels: int) -> np.ndarray:
+    """Weights of the first k columns, k with the least squared error at a reading left out with all its channels (Allen's PRESS).
+
+    Leaving out the rows S of one reading turns its residual r_S into (I - H_SS)^-1 r_S, H = Q Q' of the first k columns.
+    """
+    n = len(residual) // channels
+    most = min(channels * (n - 1), F.shape[1])
     if most < 1:
         return np.zeros(0)
     Q, R = np.linalg.qr(F[:, :most])
     new = np.abs(R.diagonal()) > 1e-12 * np.linalg.norm(F[:, :most], axis=0)  # False: at the readings, the column repeats earlier ones
     most = most if new.all() else int(new.argmin())
-    Q, c = Q[:, :most], Q[:, :most].T @ residual
-    left = residual[:, None] - np.cumsum(np.concatenate([np.zeros((len(Q), 1)), Q * c], 1), 1)  # residuals for k = 0 ... most
-    leverage = np.cumsum(np.concatenate([np.zeros((len(Q), 1)), Q**2], 1), 1)
-    left_out = np.where(leverage < 1 - 1e-8, left / np.maximum(1 - leverage, 1e-8), np.inf)  # leverage 1: nothing else determines it
-    k = int((left_out**2).sum(0).argmin())
+    c, Q = Q[:, :most].T @ residual, Q[:, :most].reshape(channels, n, most)
+    left = np.repeat(residual.reshape(channels, n)[None], most + 1, 0)  # (k, C, n): residuals for k = 0 ... most
+    left[1:] -= np.cumsum((Q * c).transpose(2, 0, 1), 0)
+    free = np.repeat(np.eye(channels)[None, None], most + 1, 0) - np.zeros((1, n, 1, 1))  # (k, n, C, C): I - H_SS
+    free[1:] -= np.cumsum(np.einsum("ank,bnk->knab", Q, Q), 0)
+    sound = np.linalg.eigvalsh(free)[..., 0] > 1e-8  # otherwise no other reading determines it
+    error = np.linalg.solve(np.where(sound[..., None, None], free, np.eye(channels)), left.transpose(0, 2, 1)[..., None])[..., 0]
+    k = int(np.where(sound, (error**2).sum(-1), np.inf).sum(1).argmin())
     return solve_triangular(R[:k, :k], c[:k]) if k else np.zeros(0)
 
 

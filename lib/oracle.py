@@ -24,7 +24,7 @@ SPACING = math.pi / 4  # of the candidate wavevectors; a peak over [-1, 1] is pi
 MOST_WAVES = 6
 BEAM, BRANCH = 4, 6  # guesses kept from one number of waves to the next; peaks tried from each
 ROUNDING = 1e-6  # relative RMS residual that float32 readings cannot go below
-SEARCH_READINGS = 512  # readings used to find the waves; all are used to refine them
+SEARCH_READINGS = 256  # readings used to find the waves; all are used to refine them
 
 
 def oracle(batch: Batch, train_fields: Tensor | None = None) -> Prediction:
@@ -55,7 +55,7 @@ def _search(s: np.ndarray, y: np.ndarray) -> np.ndarray:
     n, spread = len(y), float(((y - y.mean()) ** 2).sum())
     angle = s @ CANDIDATES.T
     cosine, sine = np.cos(angle), np.sin(angle)
-    best = np.zeros((0, 2)), n * math.log(max(spread, 1e-300) / n)
+    best = np.zeros((0, 2)), n * math.log(max(spread, 1e-300) / max(n - 1, 1))
     beam = [(best[0], spread)]
     exact = ROUNDING**2 * spread
     if spread <= ROUNDING**2 * float((y**2).sum()):
@@ -75,7 +75,7 @@ def _search(s: np.ndarray, y: np.ndarray) -> np.ndarray:
         if not beam:
             break
         price = count * (4 * math.log(n) + 2 * math.log(len(CANDIDATES)))
-        criterion = n * math.log(max(beam[0][1], 1e-300) / n) + price
+        criterion = n * math.log(max(beam[0][1], 1e-300) / (n - 1 - 4 * count)) + price  # c and per wave k, a, b are fitted
         if criterion < best[1]:
             best = beam[0][0], criterion
         elif count >= 3:

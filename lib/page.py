@@ -87,7 +87,12 @@ def notebook(executed: NotebookNode, title: str) -> str:
             cell.source = draw_equations(cell.source)
     copy.metadata.pop("widgets", None)
     body, _ = HTMLExporter(raw_template=TEMPLATE, embed_images=True).from_notebook_node(copy, {"metadata": {"name": title}})
-    return body
+    return linked(body, r"../\1/run.html")
+
+
+def linked(text: str, to: str) -> str:
+    """A page whose links from notebook to notebook lead to what the run made of them."""
+    return re.sub(r'(?<=href=")(?:\./)?(\d\d_\w+)\.ipynb', to, text)
 
 
 def draw_equations(markdown: str) -> str:
@@ -149,7 +154,7 @@ def _section(run: dict) -> str:
     parts.append(f"<p class=dim>{folder} · <span class={_colour(run)}>{run['status']}</span>{link}</p>")
     if run.get("error"):
         parts.append(f"<p class=bad>{html.escape(run.get('where', ''))}: {html.escape(run['error'])}</p>")
-    parts.append(f"<div class=about>{markdown2html(draw_equations(run['about']))}</div>" if run.get("about") else "")
+    parts.append(f"<div class=about>{linked(markdown2html(draw_equations(run['about'])), "#\\1")}</div>" if run.get("about") else "")
     figures = ""
     for figure in run["figures"]:
         path, says = f"{folder}/figures/{html.escape(figure['name'])}.png", html.escape(figure["says"])

@@ -124,7 +124,7 @@ class _Drawing:
         self.arrange()
         box = self.page.get_tightbbox(self.page.canvas.get_renderer()).transformed(self.page.dpi_scale_trans)
         lack = dict(l=-box.x0, r=box.x1 - self.width, b=-box.y0, t=box.y1 - self.height)
-        self.margin = {side: self.margin[side] + max(0.0, more + 6 if more > -2 else 0) for side, more in lack.items()}
+        self.margin = {side: self.margin[side] + (more + 6 if more > 0.5 else 0.0) for side, more in lack.items()}
         self.arrange()
 
     def arrange(self) -> None:
@@ -282,7 +282,9 @@ def _legend(drawing: _Drawing) -> None:
     across, down = drawing.setting("legend", "xanchor", "left"), drawing.setting("legend", "yanchor", "top")
     corner = f"{ {'top': 'upper', 'bottom': 'lower'}.get(down, 'center') } { {'center': 'center', 'auto': 'left'}.get(across, across) }"
     names, handles = zip(*drawing.entries, strict=True)
-    look = dict(frameon=False, fontsize=12 * POINT, borderaxespad=0.0, handlelength=2.2, ncols=len(names) if lying else 1)
+    look = dict(frameon=False, fontsize=12 * POINT, borderaxespad=0.0, handlelength=2.2)
+    room = (drawing.width - drawing.margin["l"] - drawing.margin["r"]) / (max(map(len, names)) * 7 + 60)
+    look |= dict(ncols=max(1, min(len(names), int(room))) if lying else 1)
     drawing.paper.legend(handles, names, loc="center" if corner == "center center" else corner, bbox_to_anchor=spot, **look)
 
 

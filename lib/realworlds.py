@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import xarray
-from jaxtyping import Float
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -71,7 +71,7 @@ def _rand(n: int, numbers: int, generator: torch.Generator) -> Float[Tensor, "n 
     return torch.rand(n, numbers, generator=generator, device=generator.device, dtype=torch.float64)
 
 
-def _patch(stacks: list[Tensor], shape: tuple[int, int], u: list[float]) -> Float[Tensor, "C H W"]:
+def _patch(stacks: list[Tensor], shape: tuple[int, int], u: list[float]) -> Shaped[Tensor, "C H W"]:
     """One patch: u picks the picture, the row and the column."""
     picture = stacks[int(u[0] * len(stacks))][0]
     top, left = (int(v * (size - n + 1)) for v, size, n in zip(u[1:], picture.shape[1:], shape, strict=True))
@@ -187,7 +187,7 @@ class _ArraysOnly(pickle.Unpickler):
         return allowed[module, name]
 
 
-def _cifar_batch(file: Path) -> Float[Tensor, "m 3 32 32"]:
+def _cifar_batch(file: Path) -> UInt8[Tensor, "m 3 32 32"]:
     try:
         with file.open("rb") as stream:
             values = _ArraysOnly(stream, encoding="bytes").load()[b"data"]

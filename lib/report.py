@@ -45,17 +45,21 @@ def record(**numbers) -> None:
     display({"text/plain": "\n".join(lines), METRICS: plain}, raw=True)
 
 
-def table(rows: Sequence[Mapping], columns: Sequence[str] | None = None, digits: int | Mapping[str, int] = 2) -> None:
-    """Display rows as an HTML table and as aligned text; digits are decimals, one number or one per column; a missing entry is a dash."""
+def table(rows: Sequence[Mapping], columns: Sequence[str] | Mapping[str, str] | None = None, digits: int | Mapping[str, int] = 2) -> None:
+    """Display rows as an HTML table and as aligned text; a missing entry is a dash.
+
+    columns: which, in order, or name -> heading. digits: decimals, one number or one per column.
+    """
     names = list(columns or dict.fromkeys(name for row in rows for name in row))
+    heads = [columns[name] if isinstance(columns, Mapping) else name for name in names]
     decimals = {name: digits.get(name, 2) if isinstance(digits, Mapping) else digits for name in names}
     cells = [[_cell(row.get(name), decimals[name]) for name in names] for row in rows]
     right = [all(not isinstance(row.get(name), str) for row in rows) for name in names]
-    widths = [max(len(line[i]) for line in [names, *cells]) for i in range(len(names))]
+    widths = [max(len(line[i]) for line in [heads, *cells]) for i in range(len(names))]
     put = [str.rjust if r else str.ljust for r in right]
-    text = ["  ".join(p(word, w) for p, word, w in zip(put, line, widths, strict=True)).rstrip() for line in [names, *cells]]
+    text = ["  ".join(p(word, w) for p, word, w in zip(put, line, widths, strict=True)).rstrip() for line in [heads, *cells]]
     text.insert(1, "  ".join("-" * w for w in widths))
-    display({"text/plain": "\n".join(text), "text/html": _html(names, cells, right)}, raw=True)
+    display({"text/plain": "\n".join(text), "text/html": _html(heads, cells, right)}, raw=True)
 
 
 def explorer(widget, fallback: go.Figure | None = None, says: str = "") -> None:

@@ -114,12 +114,12 @@ def comparison(batch: data.Batch, answer: data.Prediction, shape: tuple[int, int
     return plots.field_maps(images, {first: seen}, *limits, kinds={"error": "error", doubt: "std"})
 
 
-def dt_explorer(length: int = TRAINED_LENGTH, queries: int = 51) -> ipywidgets.VBox:
+def dt_explorer(length: int = 1075, queries: int = 1024) -> ipywidgets.VBox:
     """What dt = 1/length does to a state h_k = exp(dt A) h_(k-1) + b u_k when the sequence grows: memory, gain, share of the readings."""
     controls = {
         "rule": choice("step dt", STEPS),
-        "length": slider("tokens", LENGTHS, length, live=True),
-        "queries": slider("of these, queries", (1, 5, 13, 26, 51, 102, 205, 512, 1024, 2048), queries, live=True),
+        "length": slider("all tokens", LENGTHS, length, live=True),
+        "queries": slider("queries", (1, 5, 13, 26, 51, 102, 205, 512, 1024, 2048), queries, live=True),
         "a_log": ipywidgets.FloatSlider(-1.0, min=-4.0, max=4.0, step=0.25, description="A_log", readout_format=".2f", **_look()),
     }
 
@@ -132,10 +132,12 @@ def dt_explorer(length: int = TRAINED_LENGTH, queries: int = 51) -> ipywidgets.V
         k = [np.unique(np.geomspace(1, n, 200).astype(int)) - 1 for n in (length, TRAINED_LENGTH)]
         names = f"here, {length} tokens", f"training, {TRAINED_LENGTH} tokens"
         responses = {names[0]: (k[0], b * np.exp(k[0] * dt * a)), names[1]: (k[1], trained[1] * np.exp(k[1] * trained[0] * a))}
-        left = plots.curves(responses, "tokens since a reading of 1", "what the state holds of it")
+        left = plots.curves(responses, "tokens since a reading of 1", "what the state still holds of it")
+        left.data[0].line.color = plots.INK
+        left.data[1].line.update(color="#8A8A8A", dash="dot")
         lengths = np.array(LENGTHS)
-        gains = {f"gain, dt {step}": (lengths, [state_gain(step, n, a)[2] for n in LENGTHS]) for step in STEPS}
-        right = plots.curves(gains, "length of the sequence (tokens)", "state after a constant input of 1", log_x=True, log_y=True)
+        gains = {f"dt {step}": (lengths, [state_gain(step, n, a)[2] for n in LENGTHS]) for step in STEPS}
+        right = plots.curves(gains, "length of the sequence (tokens)", "gain: the state when every token is 1", log_x=True, log_y=True)
         right.add_scatter(x=[length], y=[gain], mode="markers", marker=dict(size=11, color=plots.INK, symbol="diamond"), name="here")
         share = math.exp(queries * dt * a) * math.expm1((length - queries) * dt * a) / math.expm1(length * dt * a)
         ratio = gain / trained[2]
@@ -208,7 +210,7 @@ def switchboard(table: Sequence[Mapping], switches: Sequence[str] | None = None,
 def version_explorer(
     models: Mapping[str, Callable], world: str, readings: int = 51, steps: Sequence[int] = (1, 2, 4, 8, 16, 50), resolutions=(32, 64, 96)
 ) -> ipywidgets.VBox:
-    """Trained versions at any resolution and step count; models[name](batch, steps, resolution) -> Prediction, asked at resolution^2 sites."""
+    """Trained versions at any resolution and step count; models[name](batch, steps, resolution) -> Prediction at the batch's queries."""
     place = worlds.get(world)
     resolutions = resolutions if place.kind == "synthetic" else (place.resolution,)
     controls = {
@@ -239,6 +241,9 @@ def _look() -> dict:
 
 def _follow(live: go.FigureWidget, shown: Sequence, fig: go.Figure) -> tuple[list, dict]:
     """Show another figure: the changed properties of the same traces where kinds and counts agree, else new traces; what is shown now."""
+    for trace in fig.data:
+        if trace.type == "heatmap" and not np.isfinite(trace.z).all():
+            trace.z = np.where(np.isfinite(trace.z), trace.z, None)  # a widget sends numbers as JSON, which knows no NaN
     traces, layout = [t.to_plotly_json() for t in fig.data], fig.layout.to_plotly_json()
     if _kind(traces, layout) != _kind(*shown):
         live.data = ()

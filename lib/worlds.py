@@ -59,7 +59,7 @@ class World:
     load: Callable[[], realworlds.Pool] | None = None  # real and own
 
     def fields(
-        self, n: int, resolution: int | tuple[int, int] | None = None, generator: torch.Generator | None = None, split: str = "train"
+        self, n: int, resolution: data.Resolution = None, generator: torch.Generator | None = None, split: str = "train"
     ) -> Float[Tensor, "n C H W"]:
         """n fields in float32, on the generator's device; without a generator, those of the split's stream of seed 0."""
         if not isinstance(n, int) or n < 0:
@@ -82,7 +82,7 @@ class World:
         u = torch.rand(n, len(self.ranges), generator=generator, device=generator.device, dtype=torch.float64)
         return {name: low + (high - low) * u[:, i] for i, (name, (low, high)) in enumerate(self.ranges.items())}
 
-    def at(self, params: Mapping[str, Tensor], s: Float[Tensor, "n M 2"]) -> Float[Tensor, "n M C"]:
+    def at(self, params: Mapping[str, Tensor], s: Float[Tensor, "#n M 2"]) -> Float[Tensor, "n M C"]:
         """Exact values of synthetic fields at any sites, in float64; s may be (1, M, 2) for sites shared by all fields."""
         self._must_have_a_formula()
         turn = math.pi * (s.double() + 1)

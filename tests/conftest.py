@@ -2,11 +2,15 @@
 
 import os
 
+import hypothesis
 import torch
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the kernels and programs that tests start
 torch.set_num_threads(1)
+# The same examples on every machine, however slow it is.
+hypothesis.settings.register_profile("lab", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("lab")
 # Annotations become checks; the numeric tower lets an int stand where a float is declared, as Python does.
 install_import_hook("lib", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 

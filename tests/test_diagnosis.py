@@ -74,3 +74,12 @@ def test_gradient_norms_find_a_frozen_part():
         network.decode[-1].weight.zero_()  # nothing before the last layer can learn then
     frozen = diagnosis.gradient_norms(network, a_batch(queries=10, dtype=torch.float32))
     assert frozen["blocks.0"] == 0 < frozen["decode"]
+
+
+def test_linear_dimension_counts_the_directions_of_the_fields():
+    g = data.generator(0, "train")
+    basis, weights = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((5, 64), (300, 5)))
+    fields = (3 + weights @ basis).reshape(300, 1, 8, 8)
+    assert diagnosis.linear_dimension(fields) == 5
+    fields[:, :, 0, 0] = float("nan")
+    assert diagnosis.linear_dimension(fields) == 5

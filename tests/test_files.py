@@ -270,7 +270,9 @@ def test_north_is_at_the_top(tmp_path):
 
 def test_missing_readings_are_masked_in_the_batch(tmp_path):
     (tmp_path / "a.csv").write_text(" X , Y,Value \n0,0,1.5\n1,0,\n0,1,NaN\n1,1,inf\n0.5,0.5,-2\n")
-    batch = files.read_readings(tmp_path / "a.csv").batch(4)
+    found = files.read_readings(tmp_path / "a.csv")
+    batch = found.batch(4)
+    assert found.y_obs.isnan().sum() == 3
     assert batch.m_obs.tolist() == [[True, False, False, False, True]] and batch.y_obs[0, :, 0].tolist() == [1.5, 0, 0, 0, -2]
     assert torch.equal(batch.s_qry[0], data.grid(4)) and batch.y_qry.isnan().all()
 
