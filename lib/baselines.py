@@ -33,7 +33,7 @@ LENGTH, LENGTHS = 0.3, (0.03, 5.0)  # start and bounds of the Gaussian process's
 AMPLITUDES = (1e-2, 1e3)  # variance of the signal, relative to the readings'
 NOISE, NOISES = 1e-4, (1e-12, 1.0)  # variance of the noise, relative to the readings'
 T = TypeVar("T")
-CHOICE_READINGS, EVIDENCE_READINGS = 128, 512  # readings that choose the kernel and refine its hyperparameters; the answer uses all
+CHOICE_READINGS, EVIDENCE_READINGS = 128, 256  # readings that choose the kernel and refine its hyperparameters; the answer uses all
 JITTERS = (1e-12, 1e-10, 1e-8, 1e-6)  # tried in turn where rounding makes a covariance singular
 FEWEST = 5  # readings below which the evidence says nothing and the prior's hyperparameters stand
 MOST_SAMPLED = 5000  # sites of one coherent Gaussian-process sample: its covariance is a dense matrix
@@ -202,7 +202,7 @@ def _krige(s: np.ndarray, y: np.ndarray, kernels: tuple[str, ...], level: np.nda
         best = max(tried, key=lambda process: process.log_marginal_likelihood_value_).kernel_
         if len(s) > CHOICE_READINGS:
             more = slice(None, None, -(-len(s) // EVIDENCE_READINGS))
-            best = _by_evidence(s[more], z[more], best, 10).kernel_
+            best = _by_evidence(s[more], z[more], best, 30).kernel_
         signal, noise = best.k1, best.k2.noise_level
     process = GaussianProcessRegressor(signal, optimizer=None)
     if len(s):

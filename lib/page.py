@@ -154,7 +154,8 @@ def _section(run: dict) -> str:
     parts.append(f"<p class=dim>{folder} · <span class={_colour(run)}>{run['status']}</span>{link}</p>")
     if run.get("error"):
         parts.append(f"<p class=bad>{html.escape(run.get('where', ''))}: {html.escape(run['error'])}</p>")
-    parts.append(f"<div class=about>{linked(markdown2html(draw_equations(run['about'])), "#\\1")}</div>" if run.get("about") else "")
+    about = linked(markdown2html(draw_equations(run.get("about", ""))), r"#\1")
+    parts.append(f"<div class=about>{about}</div>")
     figures = ""
     for figure in run["figures"]:
         path, says = f"{folder}/figures/{html.escape(figure['name'])}.png", html.escape(figure["says"])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import html
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 
 import ipywidgets
@@ -58,12 +58,12 @@ def fallback(box: ipywidgets.VBox) -> go.Figure:
     return go.Figure(box.figure)
 
 
-def slider(label: str, options: Sequence, value, live: bool = False) -> ipywidgets.SelectionSlider:
+def slider(label: str, options: Iterable, value, live: bool = False) -> ipywidgets.SelectionSlider:
     """A slider over given values; live: follow while it is dragged."""
     return ipywidgets.SelectionSlider(options=list(options), value=value, description=label, continuous_update=live, **_look())
 
 
-def choice(label: str, options: Sequence, value=None) -> ipywidgets.Dropdown:
+def choice(label: str, options: Iterable, value=None) -> ipywidgets.Dropdown:
     """A drop-down list; options are values or (words, value)."""
     options = list(options)
     first = options[0][1] if isinstance(options[0], tuple) else options[0]
@@ -139,10 +139,9 @@ def dt_explorer(length: int = 1075, queries: int = 1024) -> ipywidgets.VBox:
         gains = {f"dt {step}": (lengths, [state_gain(step, n, a)[2] for n in LENGTHS]) for step in STEPS}
         right = plots.curves(gains, "length of the sequence (tokens)", "gain: the state when every token is 1", log_x=True, log_y=True)
         right.add_scatter(x=[length], y=[gain], mode="markers", marker=dict(size=11, color=plots.INK, symbol="diamond"), name="here")
-        share = math.exp(queries * dt * a) * math.expm1((length - queries) * dt * a) / math.expm1(length * dt * a)
-        ratio = gain / trained[2]
+        ratio, held = gain / trained[2], share(dt, length, queries, a)
         text = f"dt = {number(dt)} · half of a reading is forgotten after {number(math.log(0.5) / (dt * a))} tokens · gain {number(gain)}, "
-        text += f"<b>{number(ratio)} times</b> that of training · readings hold <b>{100 * share:.1f} %</b> of the last state's weight"
+        text += f"<b>{number(ratio)} times</b> that of training · readings hold <b>{100 * held:.1f} %</b> of the last state's weight"
         return plots.beside(left, right), text
 
     return explorer(controls, update)
@@ -156,6 +155,11 @@ def state_gain(step: str, length: int, a: float) -> tuple[float, float, float]:
     dt = {"1/1024": 1 / 1024, "learned 0.01": 0.01}.get(step, 1 / length)
     b = math.expm1(dt * a) / a if step.endswith("discretised") else 1.0
     return dt, b, b * math.expm1(length * dt * a) / math.expm1(dt * a)
+
+
+def share(dt: float, length: int, queries: int, a: float) -> float:
+    """The part of the last state's weights that the readings have, when they come first and the queries last."""
+    return math.exp(queries * dt * a) * math.expm1((length - queries) * dt * a) / math.expm1(length * dt * a)
 
 
 def positions_explorer(results: Mapping[str, Mapping]) -> ipywidgets.VBox:

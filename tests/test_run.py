@@ -283,6 +283,16 @@ def test_equations_become_pictures_that_say_what_they_are():
     assert drawn.count("<img") == 2 and 'alt="h_k = e^{A}"' in drawn and "$" not in drawn
 
 
+def test_links_between_notebooks_lead_to_their_pages(tmp_path, canned):
+    root = checkout(tmp_path, one=[])
+    path = root / "notebooks" / "01_one.ipynb"
+    path.write_text(path.read_text().replace("It is, with", "See [the next](02_two.ipynb) and [this](../README.md), with"))
+    run.execute("cpu", root=root, say=lambda _: None)
+    index, book = (root / "outputs" / "cpu" / name for name in ("index.html", "01_one/run.html"))
+    assert 'href="#02_two"' in index.read_text() and 'href="../02_two/run.html"' in book.read_text()
+    assert 'href="../README.md"' in book.read_text()
+
+
 def test_numbers_that_json_lacks_become_null(tmp_path):
     folders.write_json(tmp_path / "m.json", {"a": float("nan"), "b": [float("inf"), 1.5], "c": None, "d": True})
     assert json.loads((tmp_path / "m.json").read_text()) == {"a": None, "b": [None, 1.5], "c": None, "d": True}
