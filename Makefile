@@ -37,7 +37,7 @@ refs: .venv/installed
 	    if $$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then break; fi; \
 	    python=; \
 	done; \
-	if [ -x $(PY) ]; then :; \
+	if $(PY) -m pip --version >/dev/null 2>&1; then :; \
 	elif [ -n "$$python" ]; then echo "setting up .venv with $$($$python --version): a few minutes, once"; $$python -m venv .venv; \
 	else echo "Python 3.11, 3.12 or 3.13 with its venv module is needed (Debian: apt-get install python3-venv)" >&2; exit 2; fi
 	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'

@@ -8,9 +8,13 @@ Letters, one meaning each
     In ssm.py, A, B, C and delta are those of the papers.
 
 Reading order, each group importing only from itself and the groups before it
-    world   worlds, realworlds, files, data    fields, readings, batches
-    encode  layers, ssm, encoders, model       readings to memory, memory to velocity
-    flow    flow, ode                          loss, samples, solvers
-    judge   baselines, oracle, metrics, plots, report, widgets
-    run     params, train, arms, run           training, parameter files, notebooks in batch
+    world   worlds (realworlds, files), data (layouts)          fields, readings, batches
+    encode  layers, ssm, encoders, model                        readings to memory, memory to velocity
+    flow    flow, ode                                           loss, samples, solvers
+    judge   baselines (perfield, optimal, oracle), metrics      what needs no network, and the scores of all
+            diagnosis                                           what a model does besides its score
+            plots (theme, maps, marks, png), report, widgets    figures, what a notebook shows, explorers
+    run     train (checkpoint, progress), arms, cost, bench     training, one arm of an experiment, what it costs
+            run (params, folders, kernel, page, machine)        notebooks in batch, with parameter files
+            refs, publish, check                                saved outputs, reference results, is all well
 """

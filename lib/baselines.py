@@ -32,12 +32,13 @@ from lib.oracle import oracle
 LENGTH, LENGTHS = 0.3, (0.03, 5.0)  # start and bounds of the Gaussian process's length scales; sites lie in [-1, 1]
 AMPLITUDES = (1e-2, 1e3)  # variance of the signal, relative to the readings'
 NOISE, NOISES = 1e-4, (1e-12, 1.0)  # variance of the noise, relative to the readings'
-T = TypeVar("T")
-CHOICE_READINGS, EVIDENCE_READINGS = 128, 256  # readings that choose the kernel and refine its hyperparameters; the answer uses all
+EVIDENCE_READINGS = 256  # more readings than this are thinned for the choice of hyperparameters; the answer uses all of them
 JITTERS = (1e-12, 1e-10, 1e-8, 1e-6)  # tried in turn where rounding makes a covariance singular
 FEWEST = 5  # readings below which the evidence says nothing and the prior's hyperparameters stand
 MOST_SAMPLED = 5000  # sites of one coherent Gaussian-process sample: its covariance is a dense matrix
 GLOBAL_SPLINE = 2000  # readings up to which one thin plate spans them all; beyond, the nearest 100 of each query
+
+T = TypeVar("T")
 
 
 def get(name: str) -> Callable[..., Prediction]:
@@ -87,8 +88,6 @@ def biharmonic(batch: Batch, train_fields: Tensor | None = None) -> Prediction:
         node, y = perfield.merged(cKDTree(q).query(s)[1][:, None], y)
         picture, unknown = np.zeros((len(q), y.shape[1])), np.ones(len(q), dtype=bool)
         picture[node[:, 0]], unknown[node[:, 0]] = y, False
-        if len(y) == 1 or not unknown.any() or min(shape) < 3:  # nothing to bend
-            return picture if not unknown.any() else _nearest(q[node[:, 0]], y, q)
         return inpaint_biharmonic(picture.reshape(*shape, -1), unknown.reshape(shape), channel_axis=-1).reshape(len(q), -1)
 
     return _interpolated(batch, train_fields, inpaint)
@@ -196,13 +195,10 @@ def _krige(s: np.ndarray, y: np.ndarray, kernels: tuple[str, ...], level: np.nda
     if len(s) >= FEWEST:
         level, scale = y.mean(0), np.where(y.std(0) > 1e-6 * scale, y.std(0), scale)
         z = (y - level) / scale
-        some = slice(None, None, -(-len(s) // CHOICE_READINGS))
+        some = slice(None, None, -(-len(s) // EVIDENCE_READINGS))
         candidates = [ConstantKernel(1.0, AMPLITUDES) * KERNELS[name]() + WhiteKernel(NOISE, NOISES) for name in kernels]
         tried = [_by_evidence(s[some], z[some], kernel) for kernel in candidates]
         best = max(tried, key=lambda process: process.log_marginal_likelihood_value_).kernel_
-        if len(s) > CHOICE_READINGS:
-            more = slice(None, None, -(-len(s) // EVIDENCE_READINGS))
-            best = _by_evidence(s[more], z[more], best, 30).kernel_
         signal, noise = best.k1, best.k2.noise_level
     process = GaussianProcessRegressor(signal, optimizer=None)
     if len(s):
@@ -210,11 +206,11 @@ def _krige(s: np.ndarray, y: np.ndarray, kernels: tuple[str, ...], level: np.nda
     return _Kriging(process, level, scale)
 
 
-def _by_evidence(s: np.ndarray, z: np.ndarray, kernel: Kernel, steps: int = 100) -> GaussianProcessRegressor:
+def _by_evidence(s: np.ndarray, z: np.ndarray, kernel: Kernel) -> GaussianProcessRegressor:
     """Amplitude, length scales and noise that maximise the marginal likelihood, by bounded L-BFGS to a hundredth of a nat or so."""
 
     def optimise(cost, start, bounds):
-        found = minimize(cost, start, jac=True, bounds=bounds, method="L-BFGS-B", options={"ftol": 1e-5, "gtol": 1e-3, "maxiter": steps})
+        found = minimize(cost, start, jac=True, bounds=bounds, method="L-BFGS-B", options={"ftol": 1e-5, "gtol": 1e-3, "maxiter": 100})
         return found.x, found.fun
 
     with warnings.catch_warnings():

@@ -28,7 +28,9 @@ def hardware() -> dict:
 
 
 def device(wanted: str = "auto") -> str:
-    """The device "auto" stands for on this machine: cuda when there is one, otherwise cpu."""
+    """The device "auto" stands for on this machine: cuda when there is one, otherwise cpu; ValueError for a cuda that is not there."""
+    if wanted == "cuda" and not hardware()["gpu"]:
+        raise ValueError("device is cuda, but PyTorch finds no CUDA device here; set device to cpu or auto")
     return wanted if wanted not in ("", "auto") else "cuda" if hardware()["gpu"] else "cpu"
 
 

@@ -113,7 +113,7 @@ def _title(grid: _Grid, index: int, title: str) -> dict:
 def _limits(kind: str, arrays: list[np.ndarray], low, high) -> tuple[float, float]:
     """One colour scale for a kind: symmetric for errors, from zero for deviations, as given or measured for fields."""
     values = np.concatenate([a[np.isfinite(a)] for a in arrays] or [np.zeros(0)])
-    bottom, top = (values.min(), values.max()) if values.size else (0.0, 1.0)
+    bottom, top = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
     if kind == "error":
         return (-max(abs(bottom), abs(top), 1e-12), max(abs(bottom), abs(top), 1e-12))
     if kind == "std":

@@ -24,7 +24,7 @@ MEAN = ("psnr", "ssim", "mse", "mae", "correlation", "nrmse", "error_at_readings
 SPREAD = ("coverage50", "coverage90", "spread_skill")
 SAMPLES = ("crps", "energy_score")
 SMALLEST_MSE = 1e-30  # an exact answer scores 300 dB, so that means over fields stay finite
-SPECKLE_FLOOR = 1e-6  # less than a millionth of the truth's power is invisible and counts as this much
+SPECKLE_FLOOR = 1e-5  # of the truth's power: what a smooth field leaks through the window; less is invisible and counts as this much
 ON_SITE = 1e-5  # a reading this near to a query lies on it; neighbours on a 1,024 x 1,024 grid are 0.002 apart
 
 
@@ -70,7 +70,7 @@ def score(
     if samples and prediction.draw is not None:
         if samples < 2:
             raise ValueError(f"samples={samples}: scores of an ensemble need at least 2 draws (0 leaves them out)")
-        draws = _double(prediction.samples(samples, generator))
+        draws = _double(prediction.samples(samples, data.generator(0, "samples") if generator is None else generator))
         scores |= {"crps": crps(draws, truth), "energy_score": energy_score(draws, truth)}
     return {name: scores[name] for name in MEAN + SPREAD + SAMPLES if name in scores}
 
@@ -88,8 +88,8 @@ def summary(scores: dict[str, Tensor], generator: torch.Generator | None = None,
     return table
 
 
-def paired(a: Float[Tensor, " B"], b: Float[Tensor, " B"], generator: torch.Generator, resamples: int = 1000) -> tuple[float, float, float]:
-    """The mean of a - b over the same fields and its 95 % bootstrap interval: (difference, low, high)."""
+def paired(a: Tensor, b: Tensor, generator: torch.Generator, resamples: int = 1000) -> tuple[float, float, float]:
+    """The mean of a (B,) minus b (B,) over the same fields and its 95 % bootstrap interval: (difference, low, high)."""
     if a.shape != b.shape:
         raise ValueError(f"{len(a)} fields against {len(b)}: a paired comparison needs the same fields on both sides")
     found = _interval(a.double() - b.double(), generator, resamples)
@@ -157,7 +157,7 @@ def ssim(mean: Float[Tensor, "B H W C"], truth: Float[Tensor, "B H W C"], window
 def speckle(mean: Float[Tensor, "B H W C"], truth: Float[Tensor, "B H W C"]) -> Float[Tensor, " B"]:
     """Power above half the Nyquist frequency against the truth's, in dB: 0 as rough as the truth, positive grainy, negative too smooth.
 
-    Power below a millionth of the truth's total power counts as that much, so a smooth answer to a smooth truth scores 0.
+    Power below 1e-5 of the truth's total power counts as that much, so a smooth answer to a smooth truth scores 0.
     """
     (p, q), radius = (power(y, truth) for y in (mean, truth)), frequency(*mean.shape[1:3])
     floor = (SPECKLE_FLOOR * q.sum((1, 2))).clamp(min=SMALLEST_MSE)
@@ -234,7 +234,7 @@ def _double(y: Tensor) -> Tensor:
 
 def _deviation(world) -> Tensor:
     """The world's standard deviation, a number or one per channel; NaN where it is not known."""
-    std = torch.as_tensor(getattr(world, "std", world), dtype=torch.float64)
+    std = torch.as_tensor(world if isinstance(world, Tensor | float) else world.std, dtype=torch.float64)
     if bool((std <= 0).any()):
         raise ValueError(f"the world's standard deviation is {std.tolist()}; nRMSE needs a positive number, or NaN for unknown")
     return std

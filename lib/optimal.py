@@ -8,6 +8,7 @@ lose half the digits. Gappy POD (Everson and Sirovich 1995, JOSA A 12:1657) is l
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,10 +30,10 @@ def oi(batch: Batch, train_fields: Tensor | None = None) -> Prediction:
     """Optimal interpolation: mean, standard deviation and coherent samples from the training fields' mean and covariance."""
     fit = fitted(train_fields, batch, "oi")
     posteriors = [_posterior(fit, s, y) for s, y, _ in perfield.each(batch)]
-    queries = _Queries(fit)
+    at = _remembering(fit)
     means, stds = [], []
     for p, (_, _, q) in zip(posteriors, perfield.each(batch), strict=True):
-        m, F, variance = queries.at(q)
+        m, F, variance = at(q)
         means.append(m + F @ p.weights)
         known = ((F @ p.right) ** 2) @ p.shrink if len(p.shrink) else 0.0  # the part of the prior variance that the readings took away
         stds.append(np.sqrt(p.scale * np.maximum(variance - known, 0.0)))
@@ -44,7 +45,7 @@ def oi(batch: Batch, train_fields: Tensor | None = None) -> Prediction:
             w = perfield.normal(generator, count, fit.factor.shape[-1])
             seen = w @ p.right
             w = p.weights + np.sqrt(p.scale) * (w + (seen * (np.sqrt(1 - p.shrink) - 1)) @ p.right.T)
-            m, F, _ = queries.at(q)
+            m, F, _ = at(q)
             found.append(m + w @ F.T)
         return _last(np.stack(found, 1), fit.channels)
 
@@ -54,12 +55,12 @@ def oi(batch: Batch, train_fields: Tensor | None = None) -> Prediction:
 def pod(batch: Batch, train_fields: Tensor | None = None) -> Prediction:
     """Gappy POD: least squares on the first k principal components, k by leave-one-out over the field's own readings."""
     fit = fitted(train_fields, batch, "pod")
-    queries, means = _Queries(fit), []
+    at, means = _remembering(fit), []
     for s, y, q in perfield.each(batch):
         m, F, _ = fit.at(s)
         residual = y.T.reshape(-1) - m
         weights = _least_squares(F, residual, fit.channels)
-        m, F, _ = queries.at(q)
+        m, F, _ = at(q)
         means.append(m + F[:, : len(weights)] @ weights)
     return perfield.assemble(batch, _last(np.stack(means), fit.channels))
 
@@ -111,16 +112,16 @@ class Fit:
         return mean.reshape(-1), factor, np.einsum("nr,nr->n", factor, factor)
 
 
-class _Queries:
-    """The last fields' query sites with their mean and factor: usually all fields of a batch ask the same sites."""
+def _remembering(fit: Fit) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """fit.at that keeps its last answer: usually all fields of a batch ask the same sites."""
+    last = {}
 
-    def __init__(self, fit: Fit):
-        self.fit, self.s, self.found = fit, None, None
+    def at(s: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if not np.array_equal(s, last.get("s")):
+            last.update(s=s, found=fit.at(s))
+        return last["found"]
 
-    def at(self, s: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        if self.s is None or not np.array_equal(s, self.s):
-            self.s, self.found = s, self.fit.at(s)
-        return self.found
+    return at
 
 
 _FITS: WeakIdKeyDictionary = WeakIdKeyDictionary()  # training fields -> (their version, Fit): decomposed once while they live
@@ -131,10 +132,11 @@ def fitted(train_fields: Tensor | None, batch: Batch, method: str) -> Fit:
     if train_fields is None:
         raise ValueError(f"'{method}' learns from training fields; give train_fields (n, C, H, W), or use 'gp', which needs none")
     perfield.check_fields(train_fields, batch.y_obs.shape[-1])
+    now = 0 if train_fields.is_inference() else train_fields._version  # grows with every change in place
     version, fit = _FITS.get(train_fields, (None, None))
-    if fit is None or version != train_fields._version:
+    if fit is None or version != now:
         fit = decompose(train_fields)
-        _FITS[train_fields] = (train_fields._version, fit)
+        _FITS[train_fields] = (now, fit)
     return fit
 
 

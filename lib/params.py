@@ -7,13 +7,15 @@ A notebook declares its parameters in the one cell tagged `parameters`, one assi
     worlds: list[str] = ["plane"] # which worlds
 
 The annotation is the type: int, float, bool, str, or a list of one of them. In the comment, [low, high] is the range and
-{a, b} the choices; for a list they hold for every element. params/<profile>/<notebook>.yaml holds what differs from the defaults.
+{a, b} the choices, or {worlds.WORLDS} the names in a table of lib; for a list they hold for every element.
+params/<profile>/<notebook>.yaml holds what differs from the defaults.
 """
 
 from __future__ import annotations
 
 import ast
 import difflib
+import importlib
 import io
 import math
 import re
@@ -28,6 +30,7 @@ TYPES = {"int": int, "float": float, "bool": bool, "str": str}
 NUMBER = r"[-+]?(?:inf|\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)"
 RANGE = re.compile(rf"\[\s*({NUMBER})\s*,\s*({NUMBER})\s*\]")
 CHOICES = re.compile(r"\{([^{}]*)\}")
+TABLE = re.compile(r"\s*([a-z_]+)\.([A-Z_]+)\s*")
 
 
 class ParameterError(ValueError):
@@ -45,6 +48,7 @@ class Parameter:
     high: float = math.inf
     choices: tuple = ()
     comment: str = ""
+    table: str = ""
 
     @property
     def element(self) -> str:
@@ -54,9 +58,17 @@ class Parameter:
     @property
     def allowed(self) -> str:
         """What may be given, in words."""
-        one = f"one of {', '.join(map(str, self.choices))}" if self.choices else self.element
+        options = self.options()
+        one = f"one of {', '.join(map(str, options))}" if options else self.element
         one += f" from {self.low:g} to {self.high:g}" if (self.low, self.high) != (-math.inf, math.inf) else ""
         return one if self.type == self.element else f"a list, each {one}"
+
+    def options(self) -> tuple:
+        """The choices; those of a table are read from its module, which may take seconds to import."""
+        if not self.table:
+            return self.choices
+        module, name = self.table.split(".")
+        return tuple(getattr(importlib.import_module(f"lib.{module}"), name))
 
 
 def effective(notebook: Path, path: Path | None = None, overrides: dict | None = None) -> dict:
@@ -170,12 +182,14 @@ def _declaration(statement: ast.stmt, comment: str, where: str) -> Parameter:
     except ValueError:
         raise ParameterError(f"{line}: the default of {name} must be a plain literal, got `{ast.unparse(statement.value)}`") from None
     limits, choices = RANGE.search(comment), CHOICES.search(comment)
+    table = TABLE.fullmatch(choices.group(1)) if choices else None
+    choices = None if table else choices
     low, high = map(float, limits.groups()) if limits else (-math.inf, math.inf)
     try:
         options = tuple(scalar(option.strip().strip("\"'")) for option in choices.group(1).split(",")) if choices else ()
     except ValueError:
         raise ParameterError(f"{line}: the choices {{{choices.group(1)}}} of {name} are not {kind}") from None
-    parameter = Parameter(name, kind, default, low, high, options, comment)
+    parameter = Parameter(name, kind, default, low, high, options, comment, table.group().strip() if table else "")
     _value(parameter, default, line)
     return parameter
 
@@ -201,8 +215,10 @@ def _element(parameter: Parameter, given: object, source: str) -> object:
         raise ParameterError(f"{source}: {parameter.name} = {given!r} is {_kind(given)}; allowed: {parameter.allowed}")
     if kind in (int, float) and not parameter.low <= value <= parameter.high:  # NaN fails here too
         raise ParameterError(f"{source}: {parameter.name} = {given!r} is out of range; allowed: {parameter.allowed}")
-    if parameter.choices and value not in parameter.choices:
-        hint = suggestion(value, map(str, parameter.choices))
+    default = parameter.default if isinstance(parameter.default, list) else [parameter.default]
+    known = parameter.choices or (() if value in default else parameter.options())  # defaults are tested; no table is imported for them
+    if known and value not in known:
+        hint = suggestion(value, map(str, known))
         raise ParameterError(f"{source}: {parameter.name} = {given!r} is not a choice{hint}; allowed: {parameter.allowed}")
     return value
 

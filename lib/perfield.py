@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -54,8 +54,8 @@ def check_fields(train_fields: Tensor, channels: int) -> Tensor:
 
 def assemble(
     batch: Batch,
-    means: list[np.ndarray],
-    stds: list[np.ndarray] | None = None,
+    means: Sequence[np.ndarray] | np.ndarray,
+    stds: Sequence[np.ndarray] | np.ndarray | None = None,
     draw: Callable[[int, torch.Generator], np.ndarray] | None = None,
 ) -> Prediction:
     """One Prediction in float64, on the batch's device, from one (M, C) array per field; draw gives (K, B, M, C)."""

@@ -121,7 +121,9 @@ def beside(left: go.Figure, right: go.Figure, gap: float = 0.14) -> go.Figure:
         fig.layout[f"xaxis{n}"] = part.layout.xaxis.to_plotly_json() | dict(domain=domain, anchor=f"y{n}")
         fig.layout[f"yaxis{n}"] = part.layout.yaxis.to_plotly_json() | dict(anchor=f"x{n}")
         for item in (*part.layout.shapes, *part.layout.annotations):
-            item.update(xref=f"x{n} domain" if item.xref == "paper" else f"x{n}", yref=f"y{n} domain" if item.yref == "paper" else f"y{n}")
+            for d in "xy":
+                ref = item[f"{d}ref"] or d
+                item[f"{d}ref"] = f"{d}{n} domain" if ref == "paper" else ref.replace(d, f"{d}{n}", 1)
         fig.layout.shapes += part.layout.shapes
         fig.layout.annotations += part.layout.annotations
     return fig

@@ -16,20 +16,20 @@ from collections.abc import Callable
 
 import matplotlib
 import numpy as np
-import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import blended_transform_factory
+from plotly.basedatatypes import BaseFigure
 
 from lib.marks import DASHES, DPI, POINT, TRACES, plain, rgba
 
 WAY = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
-def png(fig: go.Figure, width: int | None = None, height: int | None = None) -> bytes:
+def png(fig: BaseFigure, width: int | None = None, height: int | None = None) -> bytes:
     """PNG of exactly width x height pixels (the figure's own size, else 840 x 450); ValueError for a trace that cannot be drawn."""
     width, height = (int(given or own or usual) for given, own, usual in ((width, fig.layout.width, 840), (height, fig.layout.height, 450)))
     with matplotlib.rc_context():
@@ -45,7 +45,7 @@ def png(fig: go.Figure, width: int | None = None, height: int | None = None) -> 
 class _Drawing:
     """One page in the making: its axes by name, the categories of each axis, and how each frame follows from the margins."""
 
-    def __init__(self, fig: go.Figure, page: Figure, width: int, height: int):
+    def __init__(self, fig: BaseFigure, page: Figure, width: int, height: int):
         self.fig, self.page, self.width, self.height = fig, page, width, height
         self.axes: dict[tuple[str, str], Axes] = {}
         self.categories: dict[str, list[str]] = {}
@@ -113,6 +113,7 @@ class _Drawing:
         for (x, y), ax in self.axes.items():
             _dress(self, ax, ax.xaxis, x)
             _dress(self, ax, ax.yaxis, y)
+            ax.autoscale_view()  # notes and shapes read data coordinates before anything is drawn
             if self.setting(y, "scaleanchor") or ax.images:
                 ax.set_aspect(self.setting(y, "scaleratio", 1.0), adjustable="box", anchor="C")
         for shape in self.fig.layout.shapes:
@@ -264,12 +265,17 @@ def _shape(drawing: _Drawing, shape) -> None:
     style = dict(linestyle=DASHES.get(line.dash or "solid", "-"), linewidth=(2 if line.width is None else line.width) * POINT)
     style |= dict(transform=place, alpha=shape.opacity, zorder=0 if shape.layer == "below" else 40)
     if shape.type == "line":
-        drawing.paper.plot([x0, x1], [y0, y1], color=rgba(line.color or "black"), clip_on=False, **style)
+        [artist] = drawing.paper.plot([x0, x1], [y0, y1], color=rgba(line.color or "black"), **style)
     elif shape.type == "rect":
         face = rgba(shape.fillcolor) if shape.fillcolor else "none"
-        drawing.paper.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, facecolor=face, edgecolor=rgba(line.color or "black"), **style))
+        box = Rectangle((x0, y0), x1 - x0, y1 - y0, facecolor=face, edgecolor=rgba(line.color or "black"), **style)
+        artist = drawing.paper.add_patch(box)
     else:
         raise ValueError(f"a shape of type '{shape.type}' has no PNG; use line or rect")
+    inside = [
+        a for names, a in drawing.axes.items() if {_axis_name((shape[f"{d}ref"] or d).removesuffix(" domain")) for d in "xy"} & set(names)
+    ]
+    artist.set(clip_path=None, clip_on=bool(inside), clip_box=inside[0].bbox if inside else None)
 
 
 def _legend(drawing: _Drawing) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 from IPython.display import display
+from plotly.basedatatypes import BaseFigure
 
 from lib.png import png
 
@@ -27,7 +28,7 @@ FIGURE_DIGITS, METRIC_DIGITS = 5, 6
 ROOT = Path(__file__).parents[1]
 
 
-def show(fig: go.Figure, name: str, says: str = "") -> None:
+def show(fig: BaseFigure, name: str, says: str = "") -> None:
     """Display a figure as plotly and as PNG; `name` is its file name in a run's folder, `says` the sentence it proves."""
     if not name:
         raise ValueError("a figure needs a name; it becomes figures/NAME.png of the run")
@@ -62,7 +63,7 @@ def table(rows: Sequence[Mapping], columns: Sequence[str] | Mapping[str, str] | 
     display({"text/plain": "\n".join(text), "text/html": _html(heads, cells, right)}, raw=True)
 
 
-def explorer(widget, fallback: go.Figure | None = None, says: str = "") -> None:
+def explorer(widget, fallback: BaseFigure | None = None, says: str = "") -> None:
     """Display an explorer: live controls where a kernel runs, elsewhere a picture of its first state and a sentence."""
     fallback = widget.figure if fallback is None else fallback
     says = says or "Run this notebook to move the sliders."
@@ -103,13 +104,13 @@ def number(value, digits: int = 3) -> str:
     return f"{value:,.{decimals}f}" if 1e-4 <= abs(value) < 1e6 else f"{value:.{digits - 1}e}"
 
 
-def compact(fig: go.Figure) -> dict:
+def compact(fig: BaseFigure) -> dict:
     """Plotly's JSON of a figure with its arrays rounded to five significant digits in single precision."""
     traces = [{name: part for name, part in trace.to_plotly_json().items() if name != "uid"} for trace in fig.data]
     return json.loads(go.Figure(_rounded(traces), _rounded(fig.layout.to_plotly_json())).to_json())
 
 
-def _picture(fig: go.Figure) -> str:
+def _picture(fig: BaseFigure) -> str:
     return base64.b64encode(png(fig)).decode()
 
 

@@ -129,17 +129,23 @@ def dt_explorer(length: int = 1075, queries: int = 1024) -> ipywidgets.VBox:
         a = -math.exp(a_log)
         dt, b, gain = state_gain(rule, length, a)
         trained = state_gain(rule, TRAINED_LENGTH, a)
+        ratio, held = gain / trained[2], share(dt, length, queries, a)
         k = [np.unique(np.geomspace(1, n, 200).astype(int)) - 1 for n in (length, TRAINED_LENGTH)]
         names = f"here, {length} tokens", f"training, {TRAINED_LENGTH} tokens"
         responses = {names[0]: (k[0], b * np.exp(k[0] * dt * a)), names[1]: (k[1], trained[1] * np.exp(k[1] * trained[0] * a))}
         left = plots.curves(responses, "tokens since a reading of 1", "what the state still holds of it")
         left.data[0].line.color = plots.INK
         left.data[1].line.update(color="#8A8A8A", dash="dot")
+        left.add_vrect(queries, length, fillcolor=plots.INK, opacity=0.08, line_width=0, layer="below")
+        words = dict(text=f"readings: {100 * held:.1f} % of the weight", showarrow=False, font_size=12)
+        left.add_annotation(x=length, y=1, yref="paper", xanchor="right", yanchor="bottom", **words)
+        left.update_xaxes(range=[0, length])
         lengths = np.array(LENGTHS)
         gains = {f"dt {step}": (lengths, [state_gain(step, n, a)[2] for n in LENGTHS]) for step in STEPS}
         right = plots.curves(gains, "length of the sequence (tokens)", "gain: the state when every token is 1", log_x=True, log_y=True)
-        right.add_scatter(x=[length], y=[gain], mode="markers", marker=dict(size=11, color=plots.INK, symbol="diamond"), name="here")
-        ratio, held = gain / trained[2], share(dt, length, queries, a)
+        right.add_scatter(
+            x=[length], y=[gain], mode="markers", marker=dict(size=11, color=plots.INK, symbol="diamond"), name=f"here, gain {number(gain)}"
+        )
         text = f"dt = {number(dt)} · half of a reading is forgotten after {number(math.log(0.5) / (dt * a))} tokens · gain {number(gain)}, "
         text += f"<b>{number(ratio)} times</b> that of training · readings hold <b>{100 * held:.1f} %</b> of the last state's weight"
         return plots.beside(left, right), text
@@ -279,7 +285,7 @@ def _equal(a, b) -> bool:
         return a.keys() == b.keys() and all(_equal(a[name], b[name]) for name in a)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(map(_equal, a, b))
-    return a == b
+    return bool(a == b)
 
 
 def _picture(y: torch.Tensor, shape: tuple[int, int]) -> np.ndarray:

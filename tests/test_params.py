@@ -166,3 +166,17 @@ def test_set_reads_its_value_as_yaml():
     for text in ("seed", "=3", "seed=[1"):
         with pytest.raises(ParameterError, match=r"^--set "):
             params.override(text)
+
+
+def test_choices_may_be_the_names_of_a_table_and_defaults_import_nothing(monkeypatch):
+    declared = params.declarations(
+        'method: str = "gp"  # how {baselines.METHODS}\nrules: list[str] = ["length"]  # {encoders.STEPS}', "here"
+    )
+    assert declared["method"].choices == () and declared["method"].table == "baselines.METHODS"
+    assert params._value(declared["method"], "oi", "--set") == "oi"
+    with pytest.raises(ParameterError, match=r"--set: method = 'nearestt' is not a choice; did you mean 'nearest'.*one of constant, nearest"):
+        params._value(declared["method"], "nearestt", "--set")
+    with pytest.raises(ParameterError, match=r"rules = 'fixd' is not a choice; did you mean 'fixed'"):
+        params._value(declared["rules"], ["length", "fixd"], "--set")
+    monkeypatch.setattr(params.importlib, "import_module", lambda name: pytest.fail(f"imported {name}"))
+    assert params._value(declared["rules"], ["length"], "--set") == ["length"]

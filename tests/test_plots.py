@@ -151,6 +151,17 @@ def test_beside_keeps_both_figures_apart():
     assert picture(fig).std() > 1
 
 
+def test_a_shape_stays_inside_its_axes():
+    fig = plots.curves({"a": ([0.0, 1.0], [5.0, 6.0])}, "x", "y")
+    alone = picture(fig)
+    fig.add_shape(type="rect", x0=0.5, x1=9, y0=-100, y1=5.5, xref="x", yref="y", fillcolor="#ff0000", line_width=0)
+    fig.update_layout(xaxis_range=[0, 1], yaxis_range=[5, 6])
+    red = near(picture(fig), "#ff0000")
+    margin = fig.layout.template.layout.margin
+    inner = (fig.layout.width - margin.l - margin.r) * (fig.layout.height - fig.layout.margin.t - margin.b)
+    assert picture(fig).shape == alone.shape and red.sum() == pytest.approx(inner / 4, rel=0.03)  # half of each axis
+
+
 def test_png_has_the_size_asked_for_and_the_same_bytes_again():
     fig = plots.bars({"gp": 1.0}, "dB")
     data = png(fig)
@@ -193,8 +204,9 @@ def test_png_draws_bars_to_their_height_side_by_side_and_lying():
     fig = bare(go.Bar(x=["a", "b"], y=[10, 5], marker_color="#ff0000"), **clear)
     fig.add_trace(go.Bar(x=["a", "b"], y=[2, 8], marker_color="#0000ff"))
     pixels = picture(fig)
-    heights = [near(pixels, colour)[:, at].sum() for at, colour in ((25, "#ff0000"), (75, "#0000ff"), (125, "#ff0000"), (175, "#0000ff"))]
-    np.testing.assert_allclose(heights, [100, 20, 50, 80], atol=2)
+    red, blue = (near(pixels, colour).sum(0) for colour in ("#ff0000", "#0000ff"))
+    np.testing.assert_allclose(red[[5, 45, 105, 145]], [100, 100, 50, 50], atol=2)  # each group of two fills 100 pixels
+    np.testing.assert_allclose(blue[[55, 95, 155, 195]], [20, 20, 80, 80], atol=2)
     lying = bare(go.Bar(y=["a", "b"], x=[10, 5], orientation="h", marker_color="#ff0000"))
     lying.update_layout(bargap=0, xaxis_range=[0, 10])
     np.testing.assert_allclose(near(picture(lying), "#ff0000")[[15, 45]].sum(1), [100, 50], atol=2)

@@ -34,14 +34,14 @@ def positions_explorer():
 def version_explorer():
     models = {
         "v1-mamba": lambda batch, steps, resolution: data.Prediction(baselines.METHODS["nearest"](batch).mean / steps),
-        "v5": lambda batch, steps, resolution: baselines.METHODS["gp"](batch),
+        "v5": lambda batch, steps, resolution: data.Prediction(baselines.METHODS["gp"](batch).mean / steps),
     }
     return widgets.version_explorer(models, "plane", resolutions=(16, 24), steps=(1, 2, 50))
 
 
 EXPLORERS = {
     "world": world_explorer,
-    "dt": widgets.dt_explorer,
+    "dt": lambda: widgets.dt_explorer(1075, 51),
     "positions": positions_explorer,
     "switchboard": lambda: widgets.switchboard(TABLE),
     "version": version_explorer,
@@ -56,7 +56,7 @@ def other(control):
     """A value that the control does not have."""
     if hasattr(control, "options"):
         values = [o[1] if isinstance(o, tuple) else o for o in control.options]
-        return values[values.index(control.value) - 1]
+        return values[(values.index(control.value) + 1) % len(values)]
     return control.value + control.step
 
 
