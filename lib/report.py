@@ -26,6 +26,7 @@ METRICS = "application/vnd.sparse-fields.metrics+json"
 UNITS = {"_db": " dB", "_ms": " ms", "_s": " s", "_k": " K", "_m": " m", "_mb": " MB", "_percent": " %"}
 FIGURE_DIGITS, METRIC_DIGITS = 5, 6
 ROOT = Path(__file__).parents[1]
+RECORDED: dict = {}  # what this notebook has recorded so far, for `published`
 
 
 def show(fig: BaseFigure, name: str, says: str = "") -> None:
@@ -42,6 +43,7 @@ def record(**numbers) -> None:
     A name that ends in _db, _s, _ms, _k, _m, _mb or _percent is printed with that unit.
     """
     plain = {name: _json(name, value) for name, value in numbers.items()}
+    RECORDED.update(plain)
     lines = [line for name, value in numbers.items() for line in _lines(name, value)]
     display({"text/plain": "\n".join(lines), METRICS: plain}, raw=True)
 
@@ -87,6 +89,20 @@ def reference(notebook: str) -> dict | None:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path.relative_to(ROOT)} is not readable JSON ({error}); restore it from the repository") from error
+
+
+def published(notebook: str) -> None:
+    """Display the published run of a notebook beside what this run has recorded, and where the published one comes from."""
+    found = reference(notebook)
+    if found is None:
+        print(f"No run of {notebook} has been published yet; the numbers above are those of this run alone.")
+        return
+    names = [name for name, value in RECORDED.items() if isinstance(value, int | float) and name in found["metrics"]]
+    table([{"number": name, "published run": found["metrics"][name], "this run": RECORDED[name]} for name in names])
+    p = found["provenance"]
+    sizes = ", ".join(f"{name} {value}" for name, value in p["parameters"].items() if isinstance(value, int))
+    where = p["gpu"] if p["device"] == "cuda" else f"{p['cpu']}, {p['threads']} threads"
+    print(f"Published run: profile {p['profile']} ({sizes}), {where}, {p['seconds'] / 60:.0f} min, {p['date'][:10]}, commit {p['commit']}.")
 
 
 def number(value, digits: int = 3) -> str:

@@ -143,9 +143,8 @@ def dt_explorer(length: int = 1075, queries: int = 1024) -> ipywidgets.VBox:
         lengths = np.array(LENGTHS)
         gains = {f"dt {step}": (lengths, [state_gain(step, n, a)[2] for n in LENGTHS]) for step in STEPS}
         right = plots.curves(gains, "length of the sequence (tokens)", "gain: the state when every token is 1", log_x=True, log_y=True)
-        right.add_scatter(
-            x=[length], y=[gain], mode="markers", marker=dict(size=11, color=plots.INK, symbol="diamond"), name=f"here, gain {number(gain)}"
-        )
+        mark = dict(size=11, color=plots.INK, symbol="diamond")
+        right.add_scatter(x=[length], y=[gain], mode="markers", marker=mark, name=f"here, gain {number(gain)}")
         text = f"dt = {number(dt)} · half of a reading is forgotten after {number(math.log(0.5) / (dt * a))} tokens · gain {number(gain)}, "
         text += f"<b>{number(ratio)} times</b> that of training · readings hold <b>{100 * held:.1f} %</b> of the last state's weight"
         return plots.beside(left, right), text

