@@ -69,13 +69,13 @@ def fit(arm: Arm, folder: Path | str | None = None, device="cpu", show: bool | N
     """The arm's trained model and its history; with a folder, training continues from what lies there."""
     world = worlds.get(arm.world)
     network = model.build(arm.model, world.channels, data.generator(arm.train.seed, "init"))
-    place = None if folder is None else Path(folder) / "arms" / arm.id
+    place = Path(folder) / "arms" / arm.id if folder else None
     return network, train.fit(network, world, arm.train, place, device, show)
 
 
 def run(arm: Arm, folder: Path | str | None = None, device="cpu", show: bool | None = None) -> dict:
     """Train and judge an arm; its row, with settings, scores and cost. With a folder, a finished arm is only read."""
-    place = None if folder is None else Path(folder) / "arms" / arm.id / "row.json"
+    place = Path(folder) / "arms" / arm.id / "row.json" if folder else None
     if place is not None and place.exists():
         return json.loads(place.read_text())
     network, history = fit(arm, folder, device, show)

@@ -31,7 +31,7 @@ from lib.oracle import oracle
 
 LENGTH, LENGTHS = 0.3, (0.03, 5.0)  # start and bounds of the Gaussian process's length scales; sites lie in [-1, 1]
 AMPLITUDES = (1e-2, 1e3)  # variance of the signal, relative to the readings'
-NOISE, NOISES = 1e-4, (1e-12, 1.0)  # variance of the noise, relative to the readings'
+NOISE, NOISES = 0.1, (1e-12, 1.0)  # variance of the noise, relative to the readings'
 EVIDENCE_READINGS = 256  # more readings than this are thinned for the choice of hyperparameters; the answer uses all of them
 JITTERS = (1e-12, 1e-10, 1e-8, 1e-6)  # tried in turn where rounding makes a covariance singular
 FEWEST = 5  # readings below which the evidence says nothing and the prior's hyperparameters stand

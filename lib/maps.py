@@ -5,12 +5,15 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 
 import numpy as np
 import plotly.graph_objects as go
 
 from lib.theme import SCALE_TITLES, SCALES, WIDTH, array, figure
+
+LETTER = 7.0  # pixels of a letter of a title, on average
 
 
 def field_maps(
@@ -27,13 +30,13 @@ def field_maps(
         raise ValueError(f"{len(arrays)} maps of kinds {given}; give at least one map, of the kinds {', '.join(SCALES)}")
     kinds = {title: (kinds or {}).get(title, "field") for title in arrays}
     limits = {kind: _limits(kind, [a for t, a in arrays.items() if kinds[t] == kind and a.ndim == 2], low, high) for kind in SCALES}
-    grid = _Grid(len(arrays), columns, next(iter(arrays.values())).shape, any(a.ndim == 2 for a in arrays.values()))
+    grid = _Grid(list(arrays), columns, next(iter(arrays.values())).shape, any(a.ndim == 2 for a in arrays.values()))
     traces, axes, notes = [], {}, []
     for index, (title, a) in enumerate(arrays.items()):
         sites = sensors.get(title) if isinstance(sensors, Mapping) else sensors
         traces += [_panel(a, kinds[title], limits[kinds[title]], index), _markers(sites, index)]
         axes |= _axes(grid, index, a.shape, len(arrays))
-        notes.append(_title(grid, index, title))
+        notes.append(_title(grid, index))
     shown = {kind: [i for i, t in enumerate(arrays) if kinds[t] == kind and arrays[t].ndim == 2] for kind in SCALES}
     for kind, centre, length in grid.bars({kind: panels for kind, panels in shown.items() if panels}):
         bar = dict(orientation="h", x=centre, y=-grid.drop, len=length, xanchor="center", yanchor="top", ypad=0, thickness=10)
@@ -48,10 +51,13 @@ def field_maps(
 class _Grid:
     """Where the panels of field_maps lie, in fractions of the inner figure; sizes are pixels, so that the maps' pixels come out square."""
 
-    def __init__(self, count: int, columns: int, shape: tuple[int, ...], scale: bool, width: int = WIDTH):
-        self.columns, self.margin = max(1, min(columns, count)), dict(l=58, r=16, t=34, b=104 if scale else 52)
-        rows, gap, head, inner = math.ceil(count / self.columns), 16, 34, width - 58 - 16
-        w = min((inner - gap * (self.columns - 1)) / self.columns, 330)
+    def __init__(self, titles: list[str], columns: int, shape: tuple[int, ...], scale: bool, width: int = WIDTH):
+        self.columns, gap, inner = max(1, min(columns, len(titles))), 16, width - 58 - 16
+        rows, w = math.ceil(len(titles) / self.columns), min((inner - gap * (self.columns - 1)) / self.columns, 330)
+        titles = [t.replace(" dB", "\N{NO-BREAK SPACE}dB") for t in titles]
+        self.titles = ["<br>".join(part for line in t.split("<br>") for part in textwrap.wrap(line, int(w / LETTER))) for t in titles]
+        head = 16 + 18 * max(1 + t.count("<br>") for t in self.titles)
+        self.margin = dict(l=58, r=16, t=head, b=104 if scale else 52)
         total = rows * w * shape[0] / shape[1] + (rows - 1) * head
         self.height = round(total + self.margin["t"] + self.margin["b"])
         self.w, self.h = w / inner, (total - (rows - 1) * head) / rows / total
@@ -105,9 +111,9 @@ def _axes(grid: _Grid, index: int, shape: tuple[int, ...], count: int) -> dict:
     return {f"xaxis{n}": x, f"yaxis{n}": y}
 
 
-def _title(grid: _Grid, index: int, title: str) -> dict:
+def _title(grid: _Grid, index: int) -> dict:
     (x0, x1), (_, top) = grid.domain(index)
-    return dict(text=title, x=(x0 + x1) / 2, y=top, yanchor="bottom", font_size=13) | _CENTRED
+    return dict(text=grid.titles[index], x=(x0 + x1) / 2, y=top, yanchor="bottom", font_size=13) | _CENTRED
 
 
 def _limits(kind: str, arrays: list[np.ndarray], low, high) -> tuple[float, float]:

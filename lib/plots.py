@@ -9,6 +9,7 @@ in lib/maps.py and are called from here, as plots.field_maps.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -34,11 +35,15 @@ __all__ = [
 ]
 
 
+DASHES = ("solid", "dot", "dashdot", "longdash")  # of lines that must share a colour; methods are "dash"
+
+
 def curves(
     series: Mapping, x_title: str, y_title: str, log_x=False, log_y=False, title: str = "", levels: Mapping | None = None
 ) -> go.Figure:
     """Lines by name: (x, y), or (x, y, low, high) with the interval as a band. levels: name -> height of a dotted reference line."""
     fig = figure(title=title, hovermode="x unified")
+    used = Counter()
     for (name, values), colour in zip(series.items(), colours(list(series)).values(), strict=True):
         if len(values) not in (2, 4):
             raise ValueError(f"curve '{name}' has {len(values)} arrays; give (x, y) or (x, y, low, high)")
@@ -47,7 +52,8 @@ def curves(
             around = dict(x=np.concatenate([x, x[::-1]]), y=np.concatenate([interval[1], interval[0][::-1]]))
             band = dict(fill="toself", fillcolor=_faded(colour), line_width=0, mode="lines", showlegend=False, hoverinfo="skip")
             fig.add_trace(go.Scatter(**around, **band, name=name, legendgroup=name))
-        line = dict(color=colour, width=2, dash="dash" if name in METHODS else "solid")
+        line = dict(color=colour, width=2, dash="dash" if name in METHODS else DASHES[used[colour] % len(DASHES)])
+        used[colour] += 1
         mode = "lines+markers" if len(x) <= 12 else "lines"
         fig.add_trace(go.Scatter(x=x, y=y, mode=mode, line=line, marker_size=6, name=name, legendgroup=name))
     fig.update_xaxes(title_text=x_title, **(_log_axis([v[0] for v in series.values()]) if log_x else {}))

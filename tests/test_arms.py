@@ -62,3 +62,10 @@ def test_errors_say_what_to_do():
         arms.arm("v1-mamba", "plain")
     with pytest.raises(ValueError, match=r"unknown model switch 'stepps'"):
         arms.arm("v1-mamba", "plane", stepps=3)
+
+
+@pytest.mark.parametrize("folder", [None, ""])
+def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    arms.run(arms.arm("v2-transformer", "plane", **QUICK), folder, show=False)
+    assert list(tmp_path.iterdir()) == []

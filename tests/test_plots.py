@@ -67,6 +67,12 @@ def test_a_name_has_its_colour_in_every_kind_of_figure():
     assert colours == {plots.COLOURS["v1-mamba"]} and line.data[0].line.color not in colours
 
 
+def test_no_two_of_many_lines_look_alike():
+    x = np.arange(3.0)
+    fig = plots.curves({f"{i}": (x, i * x) for i in range(20)} | {"oi": (x, x)}, "x", "y")
+    assert len({(t.line.color, t.line.dash) for t in fig.data}) == 21
+
+
 def test_maps_share_one_scale_per_kind_and_errors_are_symmetric():
     a = torch.linspace(0, 1, 12).reshape(3, 4)
     fig = plots.field_maps(
@@ -102,6 +108,16 @@ def test_pixels_of_maps_are_square_also_on_oblong_grids():
     rows, columns = lit.any(1).nonzero()[0], lit.any(0).nonzero()[0]
     height, width = rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1
     assert abs(height / 2 - width / 6) <= 1
+
+
+def test_titles_of_maps_do_not_run_into_each_other():
+    words = "a longer title of one of these maps: 105.2 dB"
+    fig = plots.field_maps({f"{i} {words}": np.eye(4) for i in range(5)}, columns=5)
+    panel = (fig.layout.width - fig.layout.margin.l - fig.layout.margin.r) / 5
+    lines = fig.layout.annotations[0].text.split("<br>")
+    assert " ".join(lines).replace("\N{NO-BREAK SPACE}", " ") == f"0 {words}" and lines[-1].endswith("105.2\N{NO-BREAK SPACE}dB")
+    assert max(map(len, lines)) * 7 <= panel
+    assert fig.layout.margin.t >= 18 * len(lines)
 
 
 def test_missing_sites_stay_grey():
