@@ -15,6 +15,6 @@ Reading order, each group importing only from itself and the groups before it
             diagnosis                                           what a model does besides its score
             plots (theme, maps, marks, png), report, widgets    figures, what a notebook shows, explorers
     run     train (checkpoint, progress), arms, cost, bench     training, one arm of an experiment, what it costs
-            run (params, folders, kernel, page, machine)        notebooks in batch, with parameter files
+            run (params, folders, kernel, page, machine, jobs)  notebooks in batch, with parameter files
             refs, publish, check                                saved outputs, reference results, is all well
 """

@@ -14,15 +14,34 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="a parameter, for every notebook that has it")
     add("--params", type=Path, metavar="FILE", help="a parameter file in place of the profile's, with one notebook in --only")
     add("--force", action="store_true", help="run again, and train again, even where nothing changed")
+    add("--jobs", type=int, default=0, metavar="N", help="notebooks at a time (default: 2 on a CPU with two cores, 1 on a GPU)")
+    add("--brief", action="store_true", help=argparse.SUPPRESS)
 
 
 def run_command(given: argparse.Namespace) -> int:
-    from lib import params, run
+    from lib import jobs, params, run
 
     overrides = dict(params.override(text) for text in given.set)
-    place = {"root": given.root or run.ROOT, "output": given.output}
-    run.execute(given.profile, given.only, overrides, file=given.params, force=given.force, **place)
-    return 0
+    place = {"root": given.root or run.ROOT, "output": given.output, "file": given.params}
+    tasks = run.plan(given.profile, given.only, overrides, **place)
+    device = "cuda" if any(task.parameters.get("device") == "cuda" for task in tasks) else "cpu"
+    many = jobs.count(given.jobs, len(tasks), device)
+    if many == 1:
+        run.execute(given.profile, given.only, overrides, force=given.force, brief=given.brief, **place)
+        return 0
+    own = {task.name: [text for text in given.set if params.override(text)[0] in task.parameters] for task in tasks}
+    return jobs.execute([task.name for task in tasks], many, _words(given, own)) or run.summary(tasks)
+
+
+def _words(given: argparse.Namespace, own: dict[str, list[str]]):
+    """The options of `run` again, for the process of one notebook, with those of --set that it has."""
+
+    def words(name: str) -> list[str]:
+        parts = ["--profile", given.profile, *(["--force"] if given.force else []), *(["--set", *own[name]] if own[name] else [])]
+        places = {"--root": given.root, "--output": given.output, "--params": given.params}
+        return parts + [word for option, value in places.items() if value for word in (option, str(value))]
+
+    return words
 
 
 def refs_arguments(parser: argparse.ArgumentParser) -> None:

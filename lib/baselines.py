@@ -31,10 +31,10 @@ from lib.oracle import oracle
 
 LENGTH, LENGTHS = 0.3, (0.03, 5.0)  # start and bounds of the Gaussian process's length scales; sites lie in [-1, 1]
 AMPLITUDES = (1e-2, 1e3)  # variance of the signal, relative to the readings'
-NOISE, NOISES = 0.1, (1e-12, 1.0)  # variance of the noise, relative to the readings'
+NOISE, NOISES = 0.1, (1e-12, 1.0)  # variance of the noise, relative to the readings'; from a small start it would never be found
+FEWEST, PRIOR_NOISE = 5, 1e-3  # readings below which the evidence says nothing, and the noise assumed then
 EVIDENCE_READINGS = 256  # more readings than this are thinned for the choice of hyperparameters; the answer uses all of them
 JITTERS = (1e-12, 1e-10, 1e-8, 1e-6)  # tried in turn where rounding makes a covariance singular
-FEWEST = 5  # readings below which the evidence says nothing and the prior's hyperparameters stand
 MOST_SAMPLED = 5000  # sites of one coherent Gaussian-process sample: its covariance is a dense matrix
 GLOBAL_SPLINE = 2000  # readings up to which one thin plate spans them all; beyond, the nearest 100 of each query
 
@@ -93,6 +93,7 @@ def biharmonic(batch: Batch, train_fields: Tensor | None = None) -> Prediction:
     return _interpolated(batch, train_fields, inpaint)
 
 
+@perfield.one_thread
 def _interpolated(batch: Batch, train_fields: Tensor | None, through: Callable[..., np.ndarray]) -> Prediction:
     """One answer per field; the prior mean for a field without readings. Repeated sites hold the mean of their readings."""
     mean, _ = perfield.prior(train_fields, batch.y_obs.shape[-1])
@@ -126,11 +127,13 @@ def _thin_plate(s: np.ndarray, y: np.ndarray, q: np.ndarray) -> np.ndarray:
 # ---- Gaussian process ----
 
 
+@perfield.one_thread
 def gp(batch: Batch, train_fields: Tensor | None = None, kernels: tuple[str, ...] = ("rbf", "matern")) -> Prediction:
-    """Kriging of one field's readings: the kernel, its two length scales, amplitude and noise by the evidence of the readings.
+    """Kriging of one field's readings: kernel, length scales, amplitude and noise by the evidence of the readings.
 
-    kernels: candidates, of "rbf" (smooth fields) and "matern" (Matern 3/2, rough fields). Mean, standard deviation of the noise-free field
-    and coherent samples. Rasmussen and Williams 2006, Gaussian Processes for Machine Learning, eqs 2.23-2.24 and 2.30.
+    kernels: candidates, of "rbf" (smooth fields; a length scale per axis) and "matern" (Matern 3/2, rough fields; one length scale). Mean,
+    standard deviation of the noise-free field and coherent samples. Rasmussen and Williams 2006, Gaussian Processes for Machine Learning,
+    eqs 2.23-2.24 and 2.30; kernels are compared less half log n per hyperparameter (Schwarz 1978, Annals of Statistics 6:461).
     """
     unknown = [name for name in kernels if name not in KERNELS]
     if unknown or not kernels:
@@ -157,7 +160,7 @@ def gp_matern(batch: Batch, train_fields: Tensor | None = None) -> Prediction:
 
 KERNELS = {
     "rbf": lambda: RBF([LENGTH, LENGTH], LENGTHS),
-    "matern": lambda: Matern([LENGTH, LENGTH], LENGTHS, nu=1.5),
+    "matern": lambda: Matern(LENGTH, LENGTHS, nu=1.5),
 }
 
 
@@ -191,14 +194,14 @@ class _Kriging:
 
 def _krige(s: np.ndarray, y: np.ndarray, kernels: tuple[str, ...], level: np.ndarray, scale: np.ndarray) -> _Kriging:
     """Hyperparameters by evidence, then the process conditioned on all readings; the prior's level and scale when readings are too few."""
-    signal, noise = ConstantKernel(1.0) * KERNELS[kernels[0]](), NOISE
+    signal, noise = ConstantKernel(1.0) * KERNELS[kernels[0]](), PRIOR_NOISE
     if len(s) >= FEWEST:
         level, scale = y.mean(0), np.where(y.std(0) > 1e-6 * scale, y.std(0), scale)
         z = (y - level) / scale
         some = slice(None, None, -(-len(s) // EVIDENCE_READINGS))
         candidates = [ConstantKernel(1.0, AMPLITUDES) * KERNELS[name]() + WhiteKernel(NOISE, NOISES) for name in kernels]
         tried = [_by_evidence(s[some], z[some], kernel) for kernel in candidates]
-        best = max(tried, key=lambda process: process.log_marginal_likelihood_value_).kernel_
+        best = max(tried, key=lambda p: p.log_marginal_likelihood_value_ - p.kernel_.n_dims / 2 * np.log(len(s[some]))).kernel_
         signal, noise = best.k1, best.k2.noise_level
     process = GaussianProcessRegressor(signal, optimizer=None)
     if len(s):

@@ -13,6 +13,7 @@ import re
 import resource
 import signal
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import dataclass
@@ -77,9 +78,15 @@ class LeanEngine(NBClientEngine):
 
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, watch, start_timeout=60, **unused):
+        with tempfile.TemporaryDirectory(prefix="kernel-") as sockets:
+            cls.execute_in(sockets, nb_man, kernel_name, watch, start_timeout)
+
+    @classmethod
+    def execute_in(cls, sockets, nb_man, kernel_name, watch, start_timeout):
         config = Config()
         if os.name == "posix":
             config.KernelManager.transport = "ipc"
+            config.KernelManager.ip = f"{sockets}/ipc"  # the default is one name for all kernels of a folder: two would talk to each other
         watch.notebook = nb_man.nb
         client = Client(
             nb_man,

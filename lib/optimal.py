@@ -26,6 +26,7 @@ PRIOR_COUNT = 4.0  # the scale alpha = 1 counts as much as this many readings, s
 NOISES = np.logspace(-20, 1, 64)  # v tried, relative to the largest variance at the readings
 
 
+@perfield.one_thread
 def oi(batch: Batch, train_fields: Tensor | None = None) -> Prediction:
     """Optimal interpolation: mean, standard deviation and coherent samples from the training fields' mean and covariance."""
     fit = fitted(train_fields, batch, "oi")
@@ -52,6 +53,7 @@ def oi(batch: Batch, train_fields: Tensor | None = None) -> Prediction:
     return perfield.assemble(batch, _last(np.stack(means), fit.channels), _last(np.stack(stds), fit.channels), draw)
 
 
+@perfield.one_thread
 def pod(batch: Batch, train_fields: Tensor | None = None) -> Prediction:
     """Gappy POD: least squares on the first k principal components, k by leave-one-out over the field's own readings."""
     fit = fitted(train_fields, batch, "pod")

@@ -27,6 +27,7 @@ ROUNDING = 1e-6  # relative RMS residual that float32 readings cannot go below
 SEARCH_READINGS = 256  # readings used to find the waves; all are used to refine them
 
 
+@perfield.one_thread
 def oracle(batch: Batch, train_fields: Tensor | None = None) -> Prediction:
     """The best sum of at most six sines, per field and channel; above 100 dB where the world is one, close to the constant where not."""
     mean, _ = perfield.prior(train_fields, batch.y_obs.shape[-1])

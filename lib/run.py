@@ -69,6 +69,7 @@ def execute(
     output: Path | None = None,
     force: bool = False,
     file: Path | None = None,
+    brief: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[dict]:
     """Run the notebooks of a profile one after the other and return a row per notebook.
@@ -88,8 +89,22 @@ def execute(
                 rows.append(_finish(task, label, force, say))
             finally:
                 folders.write(index, page.index(index.parent, profile))
-    say("\n" + table(rows) + f"\n\nLook at {shown(index)}")
+    if not brief:
+        say("\n" + table(rows) + f"\n\nLook at {shown(index)}")
     return rows
+
+
+def summary(tasks: list[Task], say: Callable[[str], None] = print) -> int:
+    """Print the closing table of tasks that other processes have finished, and write the index over all of them; 0."""
+    found = {task.name: folders.read_json(task.folder / "metrics.json") for task in tasks}
+    rows = [
+        {"notebook": name, "status": "done", "seconds": content["provenance"]["seconds"], "metrics": content["metrics"]}
+        for name, content in found.items()
+    ]
+    index = tasks[0].folder.parent / "index.html"
+    folders.write(index, page.index(index.parent, tasks[0].profile))
+    say("\n" + table(rows) + f"\n\nLook at {shown(index)}")
+    return 0
 
 
 def plan(

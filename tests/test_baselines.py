@@ -145,14 +145,9 @@ def test_interpolation_passes_through_the_readings(name):
 @pytest.mark.parametrize("name", ["nearest", "linear", "thin_plate", "biharmonic"])
 def test_conflicting_readings_of_one_site_are_averaged(name):
     batch = observed(10, fields=1)
-    twice = Batch(
-        batch.s_obs.repeat(1, 2, 1), torch.cat([batch.y_obs - 0.1, batch.y_obs + 0.1], 1), batch.m_obs.repeat(1, 2), *batch_queries(batch)
-    )
+    s, y = batch.s_obs.repeat(1, 2, 1), torch.cat([batch.y_obs - 0.1, batch.y_obs + 0.1], 1)
+    twice = Batch(s, y, batch.m_obs.repeat(1, 2), batch.s_qry, batch.y_qry)
     assert_close(answer(name, twice).mean, answer(name, batch).mean, atol=1e-6, rtol=0)
-
-
-def batch_queries(batch):
-    return batch.s_qry, batch.y_qry
 
 
 def test_a_tilted_plane_is_reproduced():
@@ -180,8 +175,10 @@ def gaussian_fields(kind, fields, length=0.5, seed=0):
 
 @pytest.mark.parametrize(("name", "kind"), [("gp", "rbf"), ("gp", "matern"), ("oi", "rbf"), ("oi", "matern")])
 def test_the_stated_deviation_is_the_deviation(name, kind):
-    """On fields of the assumed kind, 90 % intervals of the noise-free field cover 80-97 %: hyperparameters of 40 readings are not exact."""
+    """On fields of the assumed kind, away from the readings: 90 % intervals cover 80-97 %, as 40 readings fix no hyperparameter exactly."""
     batch = data.observe(gaussian_fields(kind, 30), 40, "uniform", data.generator(0, "sensors"), noise=0.1)
+    near = torch.cdist(batch.s_qry, batch.s_obs).amin(2) < 1e-6
+    batch = Batch(batch.s_obs, batch.y_obs, batch.m_obs, batch.s_qry, batch.y_qry.masked_fill(near[..., None], torch.nan))
     found = metrics.score(baselines.get(name)(batch, gaussian_fields(kind, 2000, seed=1)), batch, 0.2)
     assert 0.80 < found["coverage90"].mean() < 0.97
     assert 0.75 < found["spread_skill"].mean() < 1.35
@@ -228,15 +225,15 @@ def test_samples_have_the_stated_mean_and_deviation(name, channels):
 
 
 @pytest.mark.parametrize("name", SAMPLED)
-def test_samples_are_coherent_and_pass_through_the_readings(name):
-    """White noise of the stated deviation has a difference between neighbours of 1.4 deviations; a smooth field much less."""
-    batch = observed(25, fields=2)
-    found = answer(name, batch)
+def test_samples_are_coherent_and_pass_near_the_readings(name):
+    """Neighbours of white noise differ by 1.4 deviations, of a smooth field by much less; the evidence may call a little of it noise."""
+    batch = data.observe(gaussian_fields("rbf", 2), 25, "uniform", data.generator(0, "sensors"))
+    found = baselines.get(name)(batch, gaussian_fields("rbf", 2000, seed=1))
     draws = found.samples(8, data.generator(0, "samples"))
     at_readings = torch.stack([metrics.error_at_readings(y, batch) for y in draws])
-    assert at_readings.max() < 0.02
+    assert at_readings.max() < 0.04  # of fields with a deviation of 0.2
     rest = (draws - found.mean).unflatten(2, (RESOLUTION, RESOLUTION))
-    assert rest.diff(dim=3).square().mean() < rest.square().mean()
+    assert rest.diff(dim=3).square().mean() < 0.5 * rest.square().mean()
     again = found.samples(8, data.generator(0, "samples"))
     assert_close(draws, again, rtol=0, atol=0)
 
@@ -247,9 +244,8 @@ def test_the_deviation_grows_away_from_the_readings():
     west = (s[0, :, 0] < -0.2).nonzero()[:, 0]
     batch = Batch(s[:, west], y[:, west], torch.ones(1, len(west), dtype=torch.bool), s, y)
     for name in SAMPLED:
-        across = (
-            baselines.get(name)(batch, gaussian_fields("rbf", 2000, seed=1)).std[0, :, 0].unflatten(0, (RESOLUTION, RESOLUTION)).mean(0)
-        )
+        std = baselines.get(name)(batch, gaussian_fields("rbf", 2000, seed=1)).std
+        across = std.reshape(RESOLUTION, RESOLUTION).mean(0)
         assert across[0] < 0.02 and across[-1] > 0.1
         assert all(a < b + 0.01 for a, b in pairwise(across[4:].tolist()))
 
@@ -321,7 +317,7 @@ def test_sites_between_nodes_are_read_and_asked_bilinearly():
     y = 0.3 - 0.2 * sites[..., :1] + 0.5 * sites[..., 1:]
     batch = Batch(sites[:, :6], y[:, :6], torch.ones(1, 6, dtype=torch.bool), sites, y)
     for name in ("oi", "pod"):
-        assert_close(baselines.get(name)(batch, fields).mean, y, atol=1e-8, rtol=0)
+        assert_close(baselines.get(name)(batch, fields).mean, y, atol=1e-6, rtol=0)
 
 
 def test_land_in_the_training_fields_does_no_harm():

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CELLS = (
     "from lib import plots, report, widgets",
-    "report.explorer(widgets.world_explorer(['plane'], method='linear'))",
+    "report.explorer(widgets.world_explorer(['plane'], train=20, method='linear'))",
     "report.show(plots.bars({'gp': 18.3, 'oi': 43.3}, 'PSNR (dB)'), 'bars', 'OI wins')",
 )
 ERRORS = """() => window.jupyterapp.shell.currentWidget.content.model.sharedModel.cells

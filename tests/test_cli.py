@@ -6,7 +6,7 @@ import sys
 import pytest
 from tiny_notebooks import checkout
 
-from lib import kernel
+from lib import jobs, kernel
 from lib.__main__ import COMMANDS, main
 
 
@@ -16,6 +16,7 @@ def root(tmp_path, monkeypatch):
         raise AssertionError("a kernel was started")
 
     monkeypatch.setattr(kernel, "execute", never)
+    monkeypatch.setattr(jobs, "count", lambda *given: 1)  # in this process, where the kernel can be replaced
     return checkout(tmp_path, one=["1"], two=["2"])
 
 

@@ -12,7 +12,7 @@ GROUPS = [
     {"ode", "flow"},
     {"baselines", "perfield", "optimal", "oracle", "metrics", "diagnosis", "theme", "png", "maps", "marks", "plots", "report", "widgets"},
     {"checkpoint", "progress", "train", "arms", "bench", "cost", "machine", "params", "folders", "kernel", "page", "run", "refs", "check"}
-    | {"publish", "__main__"},
+    | {"publish", "jobs", "__main__"},
 ]
 PLACE = {name: place for place, group in enumerate(GROUPS) for name in group}
 MODULES = sorted(path.stem for path in LIB.glob("*.py") if path.stem != "__init__")

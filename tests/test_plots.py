@@ -161,10 +161,23 @@ def test_spectrum_finds_the_wave_number_and_the_power_of_a_wave():
 def test_beside_keeps_both_figures_apart():
     x = np.arange(1.0, 4)
     left = plots.curves({"a": (x, x)}, "x", "y", levels={"floor": 1.0})
+    left.add_vrect(1, 2)
     fig = plots.beside(left, plots.curves({"b": (x, 10 * x)}, "m", "n", log_y=True))
     assert [t.xaxis for t in fig.data] == ["x", "x2"] and fig.layout.xaxis2.title.text == "m" and fig.layout.yaxis2.type == "log"
     assert fig.layout.xaxis.domain[1] < fig.layout.xaxis2.domain[0] and fig.layout.shapes[0].xref == "x domain"
+    assert (fig.layout.shapes[1].xref, fig.layout.shapes[1].yref) == ("x", "y domain")
     assert picture(fig).std() > 1
+
+
+def test_a_note_stands_at_its_data_and_takes_no_room_from_the_axes():
+    x = np.linspace(0.0, 1000.0, 50)
+    fig = plots.curves({"oi": (x, 50 + x / 25)}, "x", "y")
+    before = near(picture(fig), plots.COLOURS["oi"])
+    fig.add_annotation(x=500, y=55, text="■", font=dict(color="#ff0000", size=20), showarrow=False)
+    after = picture(fig)
+    assert (near(after, plots.COLOURS["oi"]) == before).all()
+    left, right = before.any(0).nonzero()[0][[0, -1]]
+    assert near(after, "#ff0000").any(0).nonzero()[0].mean() == pytest.approx((left + right) / 2, abs=4)
 
 
 def test_a_shape_stays_inside_its_axes():
