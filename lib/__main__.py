@@ -1,4 +1,6 @@
-"""The command line: `python -m lib run | refs | status | check`. Bad input: one line and exit code 2; a failing cell: one line and 1."""
+"""The command line: `python -m lib run | refs | status | bench | publish | check`.
+
+Bad input: one line and exit code 2; a failing cell: one line and 1."""
 
 from __future__ import annotations
 
@@ -75,6 +77,25 @@ def check_command(given: argparse.Namespace) -> int:
     return 2 if any(verdict == "problem" for verdict, _ in lines) else 0
 
 
+def bench_command(given: argparse.Namespace) -> int:
+    from lib import bench, run
+
+    bench.run(given.root or run.ROOT)
+    return 0
+
+
+def publish_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--profile", help="whose finished runs become the reference; without it only the README's table is written again")
+    parser.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="numbers or names, for example 02 04")
+
+
+def publish_command(given: argparse.Namespace) -> int:
+    from lib import publish, run
+
+    publish.publish(given.profile, given.only, root=given.root or run.ROOT)
+    return 0
+
+
 def no_arguments(parser: argparse.ArgumentParser) -> None:
     """A command without options of its own."""
 
@@ -84,6 +105,8 @@ COMMANDS = {
     "run": ("execute the notebooks with the parameters of a profile", run_arguments, run_command),
     "refs": ("make the notebooks' saved outputs again, in place", refs_arguments, refs_command),
     "status": ("what has been run, per profile", no_arguments, status_command),
+    "bench": ("measure what a step and an evaluation cost on this machine", no_arguments, bench_command),
+    "publish": ("make finished runs the reference that README and notebooks quote", publish_arguments, publish_command),
     "check": ("is this machine ready?", no_arguments, check_command),
 }
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-from lib import data, flow, model, train, worlds
+from lib import data, flow, folders, machine, model, train, worlds
 
 
 def compare(contestants: dict[str, Callable[[], object]], rounds: int = 15, device="cpu") -> dict[str, list[float]]:
@@ -110,3 +112,22 @@ def sampling(device="cpu", fields: int = 4, rounds: int = 3) -> dict:
 
 
 SECTIONS = {"training_step": training_step, "sampling": sampling}
+
+
+def run(root: Path, device: str = "auto", say: Callable[[str], None] = print) -> dict:
+    """Run every section, print its figures, and keep them with their provenance in outputs/reference/bench/<device>.json."""
+    device = machine.device(device)
+    found: dict = {}
+    for name, section in SECTIONS.items():
+        found[name] = section(device)
+        say(f"{name}\n" + "\n".join(f"  {key:<28} {value:,.3f}" for key, value in found[name].items()))
+    provenance = {
+        **machine.hardware(),
+        "device": device,
+        "commit": machine.commit(root),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    path = root / "outputs" / "reference" / "bench" / f"{device}.json"
+    folders.write_json(path, {"figures": found, "provenance": provenance})
+    say(f"kept in {folders.shown(path)}")
+    return found

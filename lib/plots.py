@@ -175,6 +175,8 @@ def _levels(fig: go.Figure, levels: Mapping | None, log: bool) -> None:
         fig.add_shape(type="line", xref="paper", x0=0, x1=1, y0=height, y1=height, line=dict(color=colour, width=1.5, dash="dot"))
         words = dict(text=f"{name} {height:.3g}", font_size=12, showarrow=False, bgcolor="rgba(255,255,255,0.75)", borderpad=1)
         fig.add_annotation(xref="paper", x=1, y=y, xanchor="right", yanchor="bottom", **words)
+    if levels:
+        fig.update_yaxes(autorangeoptions_include=list(levels.values()))  # a line outside the data's range must still be seen
 
 
 def _interval(entry) -> tuple[float, float, float]:

@@ -149,6 +149,12 @@ def _dress(drawing: _Drawing, ax: Axes, axis, name: str) -> None:
     limits = setting["range"] or ([-0.5, len(labels) - 0.5] if labels else None)
     if limits is not None:
         (ax.set_xlim if d == "x" else ax.set_ylim)([10.0**v for v in limits] if log else list(limits))
+    included = setting["autorangeoptions"].include if limits is None and setting["autorangeoptions"] is not None else None
+    if included is not None:
+        low, high = ax.get_ylim() if d == "y" else ax.get_xlim()
+        margin = 0.06 * (max(high, *included) - min(low, *included)) if not log else 0
+        low, high = (min([low, *(v - margin for v in included if v < low)]), max([high, *(v + margin for v in included if v > high)]))
+        (ax.set_xlim if d == "x" else ax.set_ylim)(low, high)
     if setting["autorange"] == "reversed" or (setting["range"] is None and d == "y" and ax.images):
         axis.set_inverted(True)
     _ticks(drawing, ax, axis, d, setting, labels)
@@ -166,7 +172,20 @@ def _dress(drawing: _Drawing, ax: Axes, axis, name: str) -> None:
     axis.set_label_text(plain(setting["title.text"] or ""), fontsize=(setting["title.font.size"] or 13) * POINT)
 
 
-AXIS_SETTINGS = ("type", "visible", "range", "autorange", "tickvals", "ticktext", "tickformat", "nticks", "ticks", "ticklen", "tickcolor")
+AXIS_SETTINGS = (
+    "type",
+    "visible",
+    "range",
+    "autorange",
+    "autorangeoptions",
+    "tickvals",
+    "ticktext",
+    "tickformat",
+    "nticks",
+    "ticks",
+    "ticklen",
+    "tickcolor",
+)
 AXIS_SETTINGS += ("tickfont.size", "showticklabels", "showline", "linecolor", "showgrid", "gridcolor", "title.text", "title.font.size")
 
 

@@ -33,9 +33,12 @@ ROWS = [  # what the README shows: words, notebook, name of the number
 ]
 
 
-def publish(profile: str, wanted: list[str] | None = None, *, root: Path = run.ROOT, say: Callable[[str], None] = print) -> None:
-    """Make the finished runs of a profile the reference and rewrite the README's table; RunError if one is not finished."""
-    chosen = run.select(run.available(root), wanted)
+def publish(profile: str | None, wanted: list[str] | None = None, *, root: Path = run.ROOT, say: Callable[[str], None] = print) -> None:
+    """Make the finished runs of a profile the reference and rewrite the README's table; RunError if one is not finished.
+
+    Without a profile only the table is written again.
+    """
+    chosen = run.select(run.available(root), wanted) if profile else []
     for notebook in chosen:
         source = root / "outputs" / profile / notebook.stem
         if not (source / "metrics.json").exists():

@@ -174,7 +174,7 @@ def test_choices_may_be_the_names_of_a_table_and_defaults_import_nothing(monkeyp
     )
     assert declared["method"].choices == () and declared["method"].table == "baselines.METHODS"
     assert params._value(declared["method"], "oi", "--set") == "oi"
-    with pytest.raises(ParameterError, match=r"--set: method = 'nearestt' is not a choice; did you mean 'nearest'.*one of constant, nearest"):
+    with pytest.raises(ParameterError, match=r"--set: method = 'nearestt' is not a choice; did you mean 'nearest'.*one of constant"):
         params._value(declared["method"], "nearestt", "--set")
     with pytest.raises(ParameterError, match=r"rules = 'fixd' is not a choice; did you mean 'fixed'"):
         params._value(declared["rules"], ["length", "fixd"], "--set")

@@ -47,7 +47,7 @@ def test_an_unfinished_run_is_refused_and_nothing_changes(tmp_path):
 
 def test_the_readme_shows_the_reference_as_it_is():
     text = (ROOT / "README.md").read_text()
-    assert publish.fill(text) == text, "run `python -m lib publish --readme`"
+    assert publish.fill(text) == text, "run `python -m lib publish`"
 
 
 def test_a_readme_without_marks_is_named():
