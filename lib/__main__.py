@@ -21,13 +21,13 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_command(given: argparse.Namespace) -> int:
-    from lib import jobs, params, run
+    from lib import jobs, machine, params, run
 
     overrides = dict(params.override(text) for text in given.set)
     place = {"root": given.root or run.ROOT, "output": given.output, "file": given.params}
     tasks = run.plan(given.profile, given.only, overrides, **place)
-    device = "cuda" if any(task.parameters.get("device") == "cuda" for task in tasks) else "cpu"
-    many = jobs.count(given.jobs, len(tasks), device)
+    devices = {machine.device(task.parameters.get("device", "auto")) for task in tasks}
+    many = jobs.count(given.jobs, len(tasks), "cuda" if "cuda" in devices else "cpu")
     if many == 1:
         run.execute(given.profile, given.only, overrides, force=given.force, brief=given.brief, **place)
         return 0

@@ -28,7 +28,7 @@ class RunError(ValueError):
 def write(path: Path, content: str | bytes) -> None:
     """Replace a file in one step: readers see the old content or the new; on a full disk the old one stays and RunError says so."""
     path = Path(path)
-    part = path.with_name(f".{path.name}.tmp")
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two runs may write the index at the same time
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:

@@ -31,25 +31,29 @@ TRAINED_LENGTH = 102  # 51 readings and 51 queries, as the series was trained
 def explorer(controls: Mapping[str, ipywidgets.Widget], update: Callable[..., tuple[go.Figure, str]]) -> ipywidgets.VBox:
     """Controls in rows above a live figure above a line of words; attributes controls, figure, words, trouble."""
     words, trouble = ipywidgets.HTML(), ipywidgets.HTML()
-    live = go.FigureWidget(plots.figure())
-    shown = [[], {}]
 
-    def refresh(_change=None) -> None:
+    def answer() -> go.Figure | None:
         try:
             fig, text = update(**{name: control.value for name, control in controls.items()})
         except Exception as error:  # a notebook shows nothing of an exception in a callback, so say it here
             what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             trouble.value = f'<span style="color:#C0392B"><b>Not possible:</b> {html.escape(what)}</span>'
-            return
-        shown[:] = _follow(live, shown, fig)
+            return None
         words.value, trouble.value = text, ""
+        return _sendable(fig)
 
+    def refresh(_change) -> None:
+        if (fig := answer()) is not None:
+            shown[:] = _follow(live, shown, fig)
+
+    first = answer()  # complete before a browser knows of it: a view of a figure that is filled later may stay empty
+    first = plots.figure() if first is None else first
+    live, shown = go.FigureWidget(first), _content(first)
     for control in controls.values():
         control.observe(refresh, names="value")
     rows = ipywidgets.HBox(list(controls.values()), layout=dict(flex_flow="row wrap", width=f"{plots.WIDTH}px", margin="0 0 4px 0"))
     box = ipywidgets.VBox([rows, live, words, trouble])
     box.controls, box.figure, box.words, box.trouble = dict(controls), live, words, trouble
-    refresh()
     return box
 
 
@@ -248,12 +252,22 @@ def _look() -> dict:
     return dict(style=dict(description_width="92px"), layout=dict(width="290px", margin="2px 6px 2px 0"))
 
 
-def _follow(live: go.FigureWidget, shown: Sequence, fig: go.Figure) -> tuple[list, dict]:
-    """Show another figure: the changed properties of the same traces where kinds and counts agree, else new traces; what is shown now."""
+def _sendable(fig: go.Figure) -> go.Figure:
+    """A widget sends numbers as JSON, which knows no NaN: nothing stands for a missing value."""
     for trace in fig.data:
         if trace.type == "heatmap" and not np.isfinite(trace.z).all():
-            trace.z = np.where(np.isfinite(trace.z), trace.z, None)  # a widget sends numbers as JSON, which knows no NaN
-    traces, layout = [t.to_plotly_json() for t in fig.data], fig.layout.to_plotly_json()
+            trace.z = np.where(np.isfinite(trace.z), trace.z, None)
+    return fig
+
+
+def _content(fig: go.Figure) -> list:
+    """Traces and layout as plain data."""
+    return [[t.to_plotly_json() for t in fig.data], fig.layout.to_plotly_json()]
+
+
+def _follow(live: go.FigureWidget, shown: Sequence, fig: go.Figure) -> list:
+    """Show another figure: the changed properties of the same traces where kinds and counts agree, else new traces; what is shown now."""
+    traces, layout = _content(fig)
     if _kind(traces, layout) != _kind(*shown):
         live.data = ()
         live.layout = fig.layout
@@ -263,7 +277,7 @@ def _follow(live: go.FigureWidget, shown: Sequence, fig: go.Figure) -> tuple[lis
             for trace, old, new in zip(live.data, shown[0], traces, strict=True):
                 trace.update(_changed(old, new))
             live.layout.update(_changed(shown[1], layout))
-    return traces, layout
+    return [traces, layout]
 
 
 def _kind(traces: Sequence[Mapping], layout: Mapping) -> tuple:

@@ -123,10 +123,11 @@ def test_slider_moves_plot_by_keyboard(page):
     with screenshot(page, page.root):
         plot = ".jp-OutputArea .widget-vbox .js-plotly-plot"
         page.wait_for_selector(f"{plot} .main-svg", timeout=60_000)
-        title = f"document.querySelector('{plot}').layout.annotations[0].text"
+        title = f"document.querySelector('{plot}').layout.annotations?.[0]?.text"
         data = f"() => Array.from(document.querySelector('{plot}').data[2].z[16])"
+        page.wait_for_function(f"() => {title} === 'truth, 51 readings'", timeout=20_000)
         before = page.evaluate(data)
-        assert page.evaluate(title) == "truth, 51 readings" and len(before) == 32
+        assert len(before) == 32
         slider = page.locator(".widget-hslider", has=page.locator(".widget-label", has_text="readings")).first
         slider.locator(".noUi-handle").scroll_into_view_if_needed()
         slider.locator(".noUi-handle").focus()
