@@ -66,11 +66,12 @@ def results(root: Path) -> str:
     found = {
         name: folders.read_json(root / "outputs" / "reference" / name / "metrics.json") for name in dict.fromkeys(n for _, n, _ in ROWS)
     }
-    lines = ["| system, world `separable`, 51 of 1,024 values known | PSNR (dB) | notebook |", "|---|---|---|"]
+    lines = ["| system, world `separable`, 51 of 1,024 values known | training steps x batch | PSNR (dB) | notebook |", "|---|---|---|---|"]
     for words, notebook, key in ROWS:
         value = found[notebook].get("metrics", {}).get(key)
         if value is not None:
-            lines.append(f"| {words} | {value:.1f} | [{notebook[:2]}](notebooks/{notebook}.ipynb) |")
+            trained = _training(found[notebook]["provenance"]["parameters"]) if key.startswith(("psnr_", "top")) else "none"
+            lines.append(f"| {words} | {trained} | {value:.1f} | [{notebook[:2]}](notebooks/{notebook}.ipynb) |")
     lines.append("")
     for notebook, content in found.items():
         if content:
@@ -78,8 +79,12 @@ def results(root: Path) -> str:
     return "\n".join(lines)
 
 
+def _training(parameters: dict) -> str:
+    return f"{parameters['steps']:,} x {parameters['batch']}" if "steps" in parameters else "none"
+
+
 def _origin(p: dict) -> str:
     sizes = {name: p["parameters"][name] for name in ("steps", "batch", "fields", "train_fields", "test_fields") if name in p["parameters"]}
-    where = p["gpu"] if p["device"] == "cuda" else f"{p['cpu']}, {p['threads']} threads"
+    where = p["gpu"] if p["device"] == "cuda" else f"{p['cpu']}, {p['threads']} thread(s)"
     told = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in sizes.items())
     return f"profile `{p['profile']}` ({told}, one seed), {where}, {p['seconds'] / 60:.0f} min, {p['date'][:10]}"

@@ -101,7 +101,7 @@ def published(notebook: str) -> None:
     table([{"number": name, "published run": found["metrics"][name], "this run": RECORDED[name]} for name in names])
     p = found["provenance"]
     sizes = ", ".join(f"{name} {value}" for name, value in p["parameters"].items() if isinstance(value, int))
-    where = p["gpu"] if p["device"] == "cuda" else f"{p['cpu']}, {p['threads']} threads"
+    where = p["gpu"] if p["device"] == "cuda" else f"{p['cpu']}, {p['threads']} thread(s)"
     print(f"Published run: profile {p['profile']} ({sizes}), {where}, {p['seconds'] / 60:.0f} min, {p['date'][:10]}, commit {p['commit']}.")
 
 

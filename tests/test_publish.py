@@ -35,7 +35,8 @@ def test_a_finished_run_becomes_the_reference_and_fills_the_readme(tmp_path):
     assert sorted(str(p.relative_to(reference)) for p in reference.rglob("*") if p.is_file()) == ["figures/splits.png", "metrics.json"]
     text = (root / "README.md").read_text()
     assert text.startswith("above\n") and text.endswith("\nbelow\n") and "old" not in text
-    assert "| 6.0 |" in text and "| 5.4 |" in text and "steps 1,600, batch 32, one seed" in text and "a processor" in text
+    assert "| none | 6.0 |" in text and "| 1,600 x 32 | 5.4 |" in text
+    assert "steps 1,600, batch 32, one seed" in text and "a processor" in text
 
 
 def test_an_unfinished_run_is_refused_and_nothing_changes(tmp_path):

@@ -149,4 +149,4 @@ def test_a_published_run_stands_beside_this_one_with_its_origin(shown, tmp_path,
     report.published("03_v2_baseline")
     text = shown[-1][0]["text/plain"]
     assert "psnr_both" in text and "7.25" in text and "6.00" in text and "psnr_here" not in text
-    assert "profile long (steps 1600), a processor, 2 threads, 2 min, 2030-01-01, commit abc" in capsys.readouterr().out
+    assert "profile long (steps 1600), a processor, 2 thread(s), 2 min, 2030-01-01, commit abc" in capsys.readouterr().out
