@@ -88,4 +88,5 @@ def _origin(p: dict) -> str:
     sizes = {name: p["parameters"][name] for name in ("steps", "batch", "fields", "train_fields", "test_fields") if name in p["parameters"]}
     where = p["gpu"] if p["device"] == "cuda" else f"{p['cpu']}, {p['threads']} thread(s)"
     told = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in sizes.items())
-    return f"profile `{p['profile']}` ({told}, one seed), {where}, {p['seconds'] / 60:.0f} min, {p['date'][:10]}"
+    spent = "continued from an earlier run" if p.get("continued_from") else f"{p['seconds'] / 60:.0f} min"
+    return f"profile `{p['profile']}` ({told}, one seed), {where}, {spent}, {p['date'][:10]}"
