@@ -234,7 +234,7 @@ def _double(y: Tensor) -> Tensor:
 
 def _deviation(world) -> Tensor:
     """The world's standard deviation, a number or one per channel; NaN where it is not known."""
-    std = torch.as_tensor(world if isinstance(world, Tensor | float) else world.std, dtype=torch.float64)
+    std = torch.as_tensor(world if isinstance(world, Tensor | float | int) else world.std, dtype=torch.float64)
     if bool((std <= 0).any()):
         raise ValueError(f"the world's standard deviation is {std.tolist()}; nRMSE needs a positive number, or NaN for unknown")
     return std

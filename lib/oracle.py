@@ -1,7 +1,7 @@
 """The parametric oracle: a field known to be a few plane waves is found exactly from its readings; the ceiling of the synthetic worlds.
 
     y(s) = c + sum_j a_j cos(k_j . s) + b_j sin(k_j . s),   j = 1 ... J
-Fourier matching pursuit proposes wavevectors: the wave that explains most of what the waves so far leave (orthogonal matching pursuit,
+Fourier matching pursuit proposes wavevectors: the strongest wave in what the waves so far leave (orthogonal matching pursuit,
 Pati, Rezaiifar and Krishnaprasad 1993). Non-linear least squares refines them all together, with c, a, b eliminated (variable projection,
 Golub and Pereyra 1973, with Kaufman's Jacobian). Several guesses are kept (a beam): the strongest peak of two near waves lies between
 them. J is the smallest number that leaves only rounding, else the one of least extended BIC (Chen and Chen 2008, Biometrika 95:759), whose
@@ -22,7 +22,7 @@ from lib.data import Batch, Prediction
 FASTEST = 9 * math.pi  # largest |k|, radians per unit of s: nine cycles across the field
 SPACING = math.pi / 4  # of the candidate wavevectors; a peak over [-1, 1] is pi wide
 MOST_WAVES = 6
-BEAM, BRANCH = 4, 6  # guesses kept from one number of waves to the next; peaks tried from each
+BEAM, BRANCH = 3, 5  # guesses kept from one number of waves to the next; peaks tried from each
 ROUNDING = 1e-6  # relative RMS residual that float32 readings cannot go below
 SEARCH_READINGS = 256  # readings used to find the waves; all are used to refine them
 
@@ -91,13 +91,10 @@ def basis(s: np.ndarray, k: np.ndarray) -> np.ndarray:
 
 
 def _gains(s: np.ndarray, y: np.ndarray, k: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
-    """How much each candidate wave would lower the residual sum of squares beside the waves k: a 2 x 2 projection per candidate."""
+    """How strongly each candidate wave is in what the waves k leave of the readings: |sum of residual times exp(i k . s)|^2."""
     Q, _ = np.linalg.qr(basis(s, k))
-    y, c, d = (v - Q @ (Q.T @ v) for v in (y, cosine, sine))
-    cc, dd, cd, cy, dy = (c * c).sum(0), (d * d).sum(0), (c * d).sum(0), c.T @ y, d.T @ y
-    determinant = cc * dd - cd**2
-    known = determinant < 1e-6 * cc.max() ** 2  # the candidate adds nothing new
-    return np.where(known, 0.0, (dd * cy**2 - 2 * cd * cy * dy + cc * dy**2) / np.where(known, 1.0, determinant))
+    residual = y - Q @ (Q.T @ y)
+    return (cosine.T @ residual) ** 2 + (sine.T @ residual) ** 2
 
 
 def _peaks(gains: np.ndarray) -> list[int]:

@@ -216,7 +216,7 @@ def test_the_evidence_tells_rough_fields_from_smooth_ones():
 @pytest.mark.parametrize("channels", [1, 2])
 def test_samples_have_the_stated_mean_and_deviation(name, channels):
     """600 draws: standard error of the mean 0.041 std, of the deviation 0.029 std; the bounds are about five of them at 288 sites."""
-    batch = observed(15, channels, fields=1)
+    batch = observed(15, channels, fields=1, noise=0.3)
     found = answer(name, batch, channels)
     draws = found.samples(600, data.generator(0, "samples"))
     width = found.std.clamp(min=1e-4)
@@ -364,9 +364,9 @@ def test_gappy_pod_recovers_fields_of_few_dimensions():
     assert metrics.score(baselines.pod(batch, train), batch, 1.0)["psnr"].min() > 150
 
 
-def test_repeated_training_columns_do_not_blow_up():
-    """Symmetric fields: readings at mirrored sites tell the same, and least squares on more components than they determine must not run."""
-    train = training() + training().flip(-1)
-    y = worlds.get("plane").fields(4, RESOLUTION, data.generator(0, "test"))
-    batch = data.observe(y + y.flip(-1), 60, "uniform", data.generator(0, "sensors"), noise=0.05)
-    assert metrics.score(baselines.pod(batch, train), batch, 1.0)["mse"].max() < 1.0
+def test_gappy_pod_stops_at_the_components_that_readings_tell_apart():
+    """Ten readings made twice: beyond ten components the next column repeats earlier ones; its weight would be rounding over rounding."""
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        F, residual = np.tile(random.normal(size=(10, 19)), (2, 1)), random.normal(size=20)
+        assert len(optimal._least_squares(F, residual, 1)) <= 10

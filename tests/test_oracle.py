@@ -22,6 +22,14 @@ def test_pure_sums_of_sines_are_found_beyond_100_decibels(world):
     assert (scores(world) > 100).all()
 
 
+def test_several_guesses_find_what_the_strongest_peak_alone_would_miss(monkeypatch):
+    """26 readings of a field with 9 unknowns."""
+    found = (scores("separable", 48, 26) > 100).double().mean()
+    monkeypatch.setattr(oracle, "BEAM", 1)
+    monkeypatch.setattr(oracle, "BRANCH", 1)
+    assert found > 0.9 and found > (scores("separable", 48, 26) > 100).double().mean() + 0.05
+
+
 @pytest.mark.parametrize(("world", "least"), [("separable", 34), ("plane", 36), ("interference", 30)])
 def test_noise_lowers_the_answer_and_does_not_break_it(world, least):
     """51 readings of deviation 0.025 and 5 to 9 unknowns: RMS near 0.025 sqrt(9 / 51), 40 dB; the bound leaves fields room."""
