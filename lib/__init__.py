@@ -14,6 +14,7 @@ Reading order, each group importing only from itself and the groups before it
     judge   baselines (perfield, optimal, oracle), metrics      what needs no network, and the scores of all
             diagnosis                                           what a model does besides its score
             plots (theme, maps, marks, png), report, widgets    figures, what a notebook shows, explorers
+            claims                                              what was promised, and the verdicts on it
     run     train (checkpoint, progress), arms, cost, bench     training, one arm of an experiment, what it costs
             run (params, folders, kernel, page, machine, jobs)  notebooks in batch, with parameter files
             refs, publish, check                                saved outputs, reference results, is all well

@@ -42,10 +42,10 @@ def record(**numbers) -> None:
 
     A name that ends in _db, _s, _ms, _k, _m, _mb or _percent is printed with that unit.
     """
-    plain = {name: _json(name, value) for name, value in numbers.items()}
-    RECORDED.update(plain)
+    content = {name: plain(name, value) for name, value in numbers.items()}
+    RECORDED.update(content)
     lines = [line for name, value in numbers.items() for line in _lines(name, value)]
-    display({"text/plain": "\n".join(lines), METRICS: plain}, raw=True)
+    display({"text/plain": "\n".join(lines), METRICS: content}, raw=True)
 
 
 def table(rows: Sequence[Mapping], columns: Sequence[str] | Mapping[str, str] | None = None, digits: int | Mapping[str, int] = 2) -> None:
@@ -154,16 +154,16 @@ def _scalar(name: str, value):
     return value
 
 
-def _json(name: str, value):
+def plain(name: str, value):
     """A value as JSON: rounded, not-a-number as null, an interval as {value, low, high}."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _json(f"{name}.{key}", part) for key, part in value.items()}
+        return {str(key): plain(f"{name}.{key}", part) for key, part in value.items()}
     if isinstance(value, tuple) and len(value) == 3:
-        return dict(zip(("value", "low", "high"), (_json(name, part) for part in value), strict=True))
+        return dict(zip(("value", "low", "high"), (plain(name, part) for part in value), strict=True))
     if isinstance(value, list | tuple):
-        return [_json(name, part) for part in value]
+        return [plain(name, part) for part in value]
     value = _scalar(name, value)
     if isinstance(value, float):
         return float(f"{value:.{METRIC_DIGITS}g}") if math.isfinite(value) else None

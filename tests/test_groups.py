@@ -10,7 +10,8 @@ GROUPS = [
     {"worlds", "realworlds", "files", "layouts", "data"},
     {"layers", "ssm", "encoders", "model"},
     {"ode", "flow"},
-    {"baselines", "perfield", "optimal", "oracle", "metrics", "diagnosis", "theme", "png", "maps", "marks", "plots", "report", "widgets"},
+    {"baselines", "perfield", "optimal", "oracle", "metrics", "diagnosis", "theme", "png", "maps", "marks", "plots", "report", "widgets"}
+    | {"claims"},
     {"checkpoint", "progress", "train", "arms", "bench", "cost", "machine", "params", "folders", "kernel", "page", "run", "refs", "check"}
     | {"publish", "jobs", "__main__"},
 ]
