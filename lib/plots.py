@@ -22,6 +22,7 @@ __all__ = [
     "COLOURS",
     "INK",
     "WIDTH",
+    "above",
     "array",
     "bars",
     "beside",
@@ -30,6 +31,7 @@ __all__ = [
     "field_maps",
     "figure",
     "matrix",
+    "promised",
     "spectrum",
     "waterfall",
 ]
@@ -135,9 +137,65 @@ def beside(left: go.Figure, right: go.Figure, gap: float = 0.14) -> go.Figure:
     return fig
 
 
+def above(top: go.Figure, bottom: go.Figure, height: int = 170) -> go.Figure:
+    """A figure of any panels above one of a single pair of axes, which gets `height` pixels; the panels keep their size."""
+    edge, foot = top.layout.margin, bottom.layout.margin.b or bottom.layout.template.layout.margin.b
+    inner, n = top.layout.height - edge.t - edge.b, 1 + len({trace.xaxis for trace in top.data})
+    total = inner + edge.b + height
+    fig = go.Figure(top)
+    fig.update_layout(height=edge.t + total + foot, margin_b=foot)
+    for axis in fig.select_yaxes():
+        axis.domain = [1 - (1 - y) * inner / total for y in axis.domain]
+    for note in fig.layout.annotations:
+        note.y = 1 - (1 - note.y) * inner / total
+    for trace in fig.data:
+        if "colorbar" in trace and trace.colorbar.y is not None:
+            trace.colorbar.y = 1 - (1 - trace.colorbar.y) * inner / total
+    for trace in bottom.data:
+        fig.add_trace(trace)
+        fig.data[-1].update(xaxis=f"x{n}", yaxis=f"y{n}")
+    fig.layout[f"xaxis{n}"] = bottom.layout.xaxis.to_plotly_json() | dict(anchor=f"y{n}")
+    fig.layout[f"yaxis{n}"] = bottom.layout.yaxis.to_plotly_json() | dict(domain=[0, height / total], anchor=f"x{n}")
+    return fig
+
+
 def spectrum(fields: Mapping, title: str = "") -> go.Figure:
     """Mean power per ring of wave numbers, of fields (H, W) or (n, H, W) by name; a Hann window keeps the edges from leaking."""
     return curves({n: _rings(n, f) for n, f in fields.items()}, "cycles per domain", "power (value²)", log_x=True, log_y=True, title=title)
+
+
+VERDICTS = {  # colour and symbol of what was measured
+    "confirmed": ("#009E73", "circle"),
+    "partly": ("#E69F00", "diamond"),
+    "refuted": ("#D55E00", "square"),
+    "not testable here": ("#8A8A8A", "x"),
+}
+
+
+def promised(rows: Sequence[Mapping], unit: str = "dB", log_x=False, title: str = "") -> go.Figure:
+    """One line per claim: the promised range as a bar, what was measured as a mark with its interval, coloured by verdict.
+
+    rows: claim, verdict, low, high, value, value_low, value_high, None where there is none (lib/claims.py, table); an open end of a range
+    reaches to the end of the figure. Rows without a promised number are left out.
+    """
+    rows = [row for row in rows if row["low"] is not None or row["high"] is not None]
+    fig = figure(title=title, height=110 + 21 * max(len(rows), 2), legend=dict(orientation="h", x=0, y=1.0, yanchor="bottom"), margin_t=40)
+    if not rows:
+        return fig.add_annotation(text="none of these claims promises a number in this unit", showarrow=False, x=0.5, y=0.5)
+    ends = [row[name] for row in rows for name in ("low", "high", "value", "value_low", "value_high") if row[name] is not None]
+    least, most = min(ends), max(ends)
+    x = [v for row in rows for v in (*(end if row[n] is None else row[n] for n, end in (("low", least), ("high", most))), math.nan)]
+    thick = dict(width=9, color="rgba(87,90,104,0.35)")
+    fig.add_scatter(x=x, y=[row["claim"] for row in rows for _ in range(3)], mode="lines", line=thick, name="promised")
+    for verdict, (colour, symbol) in VERDICTS.items():
+        some = [row for row in rows if row["verdict"] == verdict and row["value"] is not None]
+        if some:
+            low, high = ([abs(row[n] - row["value"]) if row[n] is not None else 0.0 for row in some] for n in ("value_low", "value_high"))
+            whisker = dict(type="data", array=high, arrayminus=low, color=colour, thickness=1.5, width=4)
+            at = dict(x=[row["value"] for row in some], y=[row["claim"] for row in some], error_x=whisker)
+            fig.add_scatter(**at, mode="markers", marker=dict(color=colour, symbol=symbol, size=9), name=f"measured: {verdict}")
+    fig.update_xaxes(title_text=unit, **(_log_axis([ends]) if log_x else {}))
+    return fig.update_yaxes(autorange="reversed", showgrid=True, ticks="", type="category")
 
 
 def _rings(name: str, fields) -> tuple[np.ndarray, np.ndarray]:

@@ -193,8 +193,19 @@ def positions_explorer(results: Mapping[str, Mapping]) -> ipywidgets.VBox:
     return explorer(controls, update)
 
 
-def switchboard(table: Sequence[Mapping], switches: Sequence[str] | None = None, score: str = "psnr") -> ipywidgets.VBox:
-    """Measured systems by their switches; table: rows of switch columns and psnr, with low and high where known; first row as described."""
+def switchboard(
+    table: Sequence[Mapping],
+    switches: Sequence[str] | None = None,
+    score: str = "psnr",
+    answers: Mapping | None = None,
+    truth=None,
+    sensors=None,
+) -> ipywidgets.VBox:
+    """Measured systems by their switches; table: rows of switch columns and psnr, with low and high where known; first row as described.
+
+    answers: name of a row -> its answer (H, W) to the field truth (H, W) read at sensors (N, 2), to show above the scores. A system that
+    was not run shows the answer of the nearest one that was.
+    """
     rows = [dict(row) for row in table]
     switches = list(switches or (key for key, value in rows[0].items() if isinstance(value, str | bool) and key != "name"))
     options = {key: list(dict.fromkeys(row[key] for row in rows)) for key in switches}
@@ -208,14 +219,15 @@ def switchboard(table: Sequence[Mapping], switches: Sequence[str] | None = None,
         if apart[nearest[0]]:
             close = [i for i in nearest if len(apart[i]) == len(apart[nearest[0]])][:3]
             bars = {f"nearest {n + 1}": rows[i] for n, i in enumerate(close)}
-            told = [f"nearest {n + 1}: {_differences(rows[i], apart[i])}, {rows[i][score]:.1f} dB" for n, i in enumerate(close)]
+            told = [f"nearest {n + 1}: {_differences(rows[i], apart[i])}, {_decibels(rows[i], score)}" for n, i in enumerate(close)]
             text = "<b>not measured</b> · " + " · ".join(html.escape(line) for line in told)
         else:
             bars = {"this system": chosen}
-            text = f"<b>{chosen[score]:.1f} dB</b>, {chosen[score] - rows[0][score]:+.1f} against as described"
+            text = f"<b>{_decibels(chosen, score)}</b>, {chosen[score] - rows[0][score]:+.1f} against as described"
         bars = {"as described": rows[0], **bars, "best measured": best}
         values = {name: (row[score], row.get("low", row[score]), row.get("high", row[score])) for name, row in bars.items()}
-        return plots.bars(values, "PSNR (dB)"), text
+        fig = plots.bars(values, "PSNR (dB)")
+        return (fig if not answers else plots.above(_seen(answers.get(chosen["name"]), truth, sensors, list(bars)[1]), fig)), text
 
     return explorer(controls, update)
 
@@ -309,6 +321,24 @@ def _picture(y: torch.Tensor, shape: tuple[int, int]) -> np.ndarray:
 
 def _psnr(error: np.ndarray) -> float:
     return -10 * math.log10(max(float(np.nanmean(error**2)), metrics.SMALLEST_MSE))
+
+
+def _seen(answer, truth, sensors, name: str) -> go.Figure:
+    """Truth with its readings, an answer and its error, side by side; grey where no answer is kept."""
+    truth = plots.array(truth)
+    answer = np.full(truth.shape, np.nan) if answer is None else plots.array(answer)
+    kept = np.isfinite(answer).any()
+    title = f"{name}, {_psnr(answer - truth):.1f} dB here" if kept else f"{name}: no picture kept"
+    images = {f"truth, {len(sensors)} readings": truth, title: answer, "error": answer - truth}
+    limits = dict(low=truth.min(), high=truth.max())
+    fig = plots.field_maps(images, {next(iter(images)): sensors}, columns=3, kinds={"error": "error"}, **limits)
+    return fig.update_layout(plot_bgcolor="white") if kept else fig
+
+
+def _decibels(row: Mapping, score: str) -> str:
+    """A score with its interval, where the row has one."""
+    interval = f" [{row['low']:.1f}, {row['high']:.1f}]" if "low" in row else ""
+    return f"{row[score]:.1f} dB{interval}"
 
 
 def _differences(row: Mapping, keys: Sequence[str]) -> str:

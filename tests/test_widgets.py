@@ -11,6 +11,7 @@ import torch
 from lib import baselines, data, plots, widgets, worlds
 
 GRID = np.linspace(-1, 1, 16)
+TRUTH = np.add.outer(GRID, GRID**2)
 TABLE = [
     {"queries": "fixed", "head": "plain", "clamp": False, "psnr": 5.0, "low": 4.5, "high": 5.5},
     {"queries": "redrawn", "head": "plain", "clamp": False, "psnr": 9.0},
@@ -39,11 +40,18 @@ def version_explorer():
     return widgets.version_explorer(models, "plane", resolutions=(16, 24), steps=(1, 2, 50))
 
 
+def switchboard():
+    """With pictures of two of the four systems."""
+    rows = [{"name": name, **row} for name, row in zip("abcd", TABLE, strict=True)]
+    return widgets.switchboard(rows, answers={"a": TRUTH + 0.1, "c": TRUTH + 0.01}, truth=TRUTH, sensors=[(GRID[3], GRID[7]), (0.5, 0.5)])
+
+
 EXPLORERS = {
     "world": world_explorer,
     "dt": lambda: widgets.dt_explorer(1075, 51),
     "positions": positions_explorer,
     "switchboard": lambda: widgets.switchboard(TABLE),
+    "switchboard with pictures": switchboard,
     "version": version_explorer,
 }
 
@@ -189,6 +197,44 @@ def test_the_switchboard_reports_measured_systems_and_names_the_nearest_for_othe
     assert list(box.figure.data[0].x) == ["as described", "this system", "best measured"] and list(box.figure.data[0].y) == [5, 9, 21]
     box.controls["clamp"].value = True
     assert "not measured" in box.words.value and "clamp False, 9.0 dB" in box.words.value and "queries fixed, 5.2 dB" in box.words.value
+
+
+def test_the_switchboard_shows_the_interval_where_there_is_one():
+    box = widgets.switchboard(TABLE)
+    assert "<b>5.0 dB [4.5, 5.5]</b>" in box.words.value
+    box.controls["queries"].value = "redrawn"
+    assert "<b>9.0 dB</b>" in box.words.value
+
+
+def test_the_switchboard_shows_the_answer_of_the_system_or_of_the_nearest_one_or_says_there_is_none():
+    box = switchboard()
+    maps = lambda: [np.asarray(box.figure.data[i].z, float) for i in (0, 2, 4)]  # noqa: E731 - truth, answer, error
+    titles = lambda: [note.text.replace("\N{NO-BREAK SPACE}", " ") for note in box.figure.layout.annotations[:3]]  # noqa: E731
+    np.testing.assert_allclose(maps(), [TRUTH, TRUTH + 0.1, np.full_like(TRUTH, 0.1)], atol=1e-6)
+    assert titles() == ["truth, 2 readings", "this system, 20.0 dB here", "error"]
+    box.controls["head"].value = "residual"  # not run; fixed and plain, and redrawn and residual, are both one switch away
+    np.testing.assert_allclose(maps()[1], TRUTH + 0.1, atol=1e-6)
+    assert titles()[1] == "nearest 1, 20.0 dB here"
+    box.controls["queries"].value = "redrawn"
+    np.testing.assert_allclose(maps()[2], 0.01, atol=1e-6)
+    assert titles()[1] == "this system, 40.0 dB here"
+    box.controls["head"].value = "plain"
+    assert np.isnan(maps()[1]).all() and np.isnan(maps()[2]).all() and titles()[1] == "this system: no picture kept"
+    np.testing.assert_allclose(maps()[0], TRUTH, atol=1e-6)
+
+
+def test_panels_keep_their_size_and_order_above_another_figure():
+    top = plots.field_maps({"one": TRUTH, "two": TRUTH - 1}, columns=2, kinds={"two": "error"})
+    bottom = plots.bars({"a": 1.0, "b": 2.0}, "PSNR (dB)")
+    both = plots.above(top, bottom, 150)
+    inner = [f.layout.height - f.layout.margin.t - f.layout.margin.b for f in (top, both)]
+    pixels = lambda f, size, d: [size * (1 - y) for y in f.layout[d].domain]  # noqa: E731 - from the top of the panels
+    for axis in ("yaxis", "yaxis2"):
+        assert pixels(both, inner[1], axis) == pytest.approx(pixels(top, inner[0], axis))
+    assert pixels(both, inner[1], "yaxis3") == pytest.approx([inner[1], inner[1] - 150])
+    assert inner[1] - 150 == pytest.approx(inner[0] + top.layout.margin.b)  # below the colour bars
+    assert both.data[-1].xaxis == "x3" and both.layout.yaxis3.title.text == "PSNR (dB)" and both.layout.xaxis3.anchor == "y3"
+    assert top.layout.yaxis.domain != both.layout.yaxis.domain  # the figure that was given is left as it was
 
 
 def test_versions_are_asked_at_the_same_readings_for_every_resolution():
