@@ -8,14 +8,17 @@ Letters, one meaning each
     In ssm.py, A, B, C and delta are those of the papers.
 
 Reading order, each group importing only from itself and the groups before it
-    world   worlds (realworlds, files), data (layouts)          fields, readings, batches
-    encode  layers, ssm, encoders, model                        readings to memory, memory to velocity
+    world   worlds (realworlds, files), data (layouts, augment) fields, readings, batches
+    encode  layers, ssm, order, encoders, model                 readings to memory, memory to velocity
     flow    flow, ode                                           loss, samples, solvers
+            coupling, penalties                                 which noise belongs to which data, smoothness and spectra
     judge   baselines (perfield, optimal, oracle), metrics      what needs no network, and the scores of all
             diagnosis                                           what a model does besides its score
             plots (theme, maps, marks, png), report, widgets    figures, what a notebook shows, explorers
             claims                                              what was promised, and the verdicts on it
-    run     train (checkpoint, progress), arms, cost, bench     training, one arm of an experiment, what it costs
+    run     train (objective, schedules, checkpoint, progress, stopping)  training
+            arms, cost, bench                                   one arm of an experiment, what it costs
+            study (workers), attribution                        many arms in one table; which switch is worth what
             run (params, folders, kernel, page, machine, jobs)  notebooks in batch, with parameter files
             refs, publish, check                                saved outputs, reference results, is all well
 """

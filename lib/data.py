@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lib import augment as moves
 from lib.layouts import COUNTS, LAYOUTS, Resolution, grid, shape_of, uniform, valid
 
 __all__ = [
@@ -192,13 +193,14 @@ def batches(
     noise: float = 0.0,
     generator: torch.Generator | None = None,
     device=None,
+    augment: str = "none",
 ) -> Stream:
     """An endless iterator of batches; the fields come in shuffled order, each once per epoch, and every batch is full.
 
     sensors and positions (of the queries) are "global", one set for all fields, "field", one per field, or "step", redrawn for every batch.
     Queries are never among the readings, unless queries is "all": every site of the grid. Two numbers for readings draw one between them
     for every field and step and mask the rest. Noise as in `observe`, redrawn at every step. Everything happens on `device`, by default
-    where the fields are; the generator must be there too.
+    where the fields are; the generator must be there too. augment moves every field before it is read, from a random stream of its own.
     """
     for name, value in (("sensors", sensors), ("positions", positions)):
         if value not in LEVELS:
@@ -210,12 +212,14 @@ def batches(
         raise ValueError(
             f"{len(fields)} fields, batch_size {batch_size}, readings {readings}, noise {noise}; none may be negative or empty"
         )
-    _enough(valid(check(fields)), high + (0 if queries == "all" else queries), "count of readings and queries together")
+    known = valid(check(fields))
+    moves.check(augment, tuple(fields.shape[-2:]), augment == "none" or bool(known.all()))
+    _enough(known, high + (0 if queries == "all" else queries), "count of readings and queries together")
     fields = fields if device is None else fields.to(device)
     generator = _stream(0, fields.device) if generator is None else generator
     if generator.device.type != fields.device.type:
         raise ValueError(f"the generator is on {generator.device} and the batches are made on {fields.device}; make both on one device")
-    return Stream(fields, batch_size, (low, high), queries, sensors, positions, layout_of(layout), noise, generator)
+    return Stream(fields, batch_size, (low, high), queries, sensors, positions, layout_of(layout), noise, generator, augment)
 
 
 LEVELS = ("global", "field", "step")
@@ -228,10 +232,10 @@ def _stream(seed: int, device) -> torch.Generator:
 class Stream:
     """What `batches` returns; its state: the generator's, the order of fields and the place in it; fixed sets follow from the seed."""
 
-    def __init__(self, fields, batch_size, count, queries, sensors, positions, layout, noise, generator):
+    def __init__(self, fields, batch_size, count, queries, sensors, positions, layout, noise, generator, augment="none"):
         n, _, *shape = fields.shape
         self.fields, self.batch_size, self.count = fields, batch_size, count
-        self.layout, self.noise, self.generator = layout, noise, generator
+        self.layout, self.noise, self.generator, self.augment = layout, noise, generator, augment
         self.sites, self.values, self.known = grid(tuple(shape), fields.device), fields.flatten(2).mT.contiguous(), valid(fields)
         self.level = {"read": sensors} if queries == "all" else {"read": sensors, "asked": positions}
         self.size = {"read": count[1], "asked": 0 if queries == "all" else queries}
@@ -244,8 +248,8 @@ class Stream:
 
     def __next__(self) -> Batch:
         index = self._next_fields()
+        self.current = y = self._values_of(index)  # (B, P, C), kept for penalties that look at whole fields
         read, asked = self._sites_of(index)
-        y = self.values[index]  # (B, P, C)
         y_obs, s_obs = _gather(y, read), self.sites[read]
         m_obs = torch.ones(read.shape, dtype=torch.bool, device=read.device)
         if self.noise > 0:
@@ -266,6 +270,13 @@ class Stream:
         self.position += self.batch_size
         return self.order[self.position - self.batch_size : self.position]
 
+    def _values_of(self, index: Tensor) -> Tensor:
+        """These fields as values (B, P, C), augmented if asked for."""
+        y = self.values[index]
+        if self.augment == "none":
+            return y
+        return _gather(y, moves.source(self.augment, len(index), tuple(self.fields.shape[-2:]), self.moving))
+
     def _sites_of(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         """Indices of the sites read (B, N) and asked (B, M); None asks for all. Fixed sets stand, redrawn ones avoid them."""
         known = self.known[index]
@@ -273,7 +284,8 @@ class Stream:
             keys = torch.rand(known.shape, generator=self.generator, device=known.device).masked_fill(~known, -1)
             return keys.topk(self.size["read"] + self.size["asked"]).indices.split([self.size["read"], self.size["asked"]], 1)
         sets = {name: sites[index] if len(sites) > 1 else sites.expand(len(index), -1) for name, sites in self.fixed.items()}
-        sets = self._draw("step", self.fields[index], known, sets, self.generator)
+        fields = self.fields[index] if self.augment == "none" else self.current.mT.unflatten(2, self.fields.shape[-2:])
+        sets = self._draw("step", fields, known, sets, self.generator)
         return sets["read"], sets.get("asked")
 
     def _draw(self, level: str, fields: Tensor, known: Tensor, sets: dict[str, Tensor], stream: torch.Generator) -> dict[str, Tensor]:
@@ -289,6 +301,7 @@ class Stream:
     def _fix(self, seed: int) -> None:
         """Draw the sets that never change, those for all fields first: they follow from the seed alone, so they survive a resume."""
         self.seed, stream = seed, generator(seed, "fixed sites", self.fields.device)
+        self.moving = generator(seed, "augment", self.fields.device)
         everywhere = self.known.all(0, keepdim=True)
         shared_by_all = sum(self.size[name] for name, level in self.level.items() if level == "global")
         _enough(everywhere, shared_by_all, "count of sites for all fields")
@@ -302,13 +315,16 @@ class Stream:
 
     def state_dict(self) -> dict:
         """Everything that the next batches depend on besides the arguments."""
-        return {"generator": self.generator.get_state(), "order": self.order.cpu(), "position": self.position, "seed": self.seed}
+        own = {"generator": self.generator.get_state(), "order": self.order.cpu(), "position": self.position, "seed": self.seed}
+        return own | {"moving": self.moving.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
         """Continue where another stream with the same arguments stood, bit for bit."""
         if state["seed"] != self.seed:
             self._fix(state["seed"])
         self.generator.set_state(state["generator"].cpu())
+        if "moving" in state:  # checkpoints from before augmentation lack it
+            self.moving.set_state(state["moving"].cpu())
         self.order, self.position = state["order"].to(self.order.device), state["position"]
 
 

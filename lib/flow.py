@@ -7,6 +7,7 @@ Lipman et al., Flow Matching for Generative Modeling (2023), with the straight p
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,8 @@ from torch import Tensor
 from lib import ode
 from lib.data import Batch, Prediction
 
+Couple = Callable[[Batch, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
 
 def path(y_0: Tensor, y_1: Tensor, t: Float[Tensor, "B"]) -> tuple[Tensor, Tensor]:
     """A point y_t between noise and data, and the velocity u that leads through it; y are (B, M, C)."""
@@ -22,11 +25,14 @@ def path(y_0: Tensor, y_1: Tensor, t: Float[Tensor, "B"]) -> tuple[Tensor, Tenso
     return (1 - t) * y_0 + t * y_1, y_1 - y_0
 
 
-def loss(model, batch: Batch, generator: torch.Generator) -> Float[Tensor, ""]:
-    """Mean squared error of the model's velocity (or data, if it predicts data) at random times; masked queries do not count."""
-    y_1, known = _targets(model, batch)
-    y_0 = torch.randn(y_1.shape, generator=generator, device=y_1.device, dtype=y_1.dtype)
-    t = torch.rand(len(y_1), generator=generator, device=y_1.device, dtype=y_1.dtype)
+def loss(model, batch: Batch, generator: torch.Generator, couple: Couple | None = None) -> Float[Tensor, ""]:
+    """Mean squared error of the model's velocity (or data, if it predicts data) at random times; masked queries do not count.
+
+    couple(batch, y_0, y_1, known) -> (y_0, y_1) says which noise belongs to which data; None leaves them independent.
+    """
+    batch, y_0, y_1, known, t = _pairs(model, batch, generator)
+    if couple is not None:
+        y_0, y_1 = couple(batch, y_0, y_1, known)
     return loss_at(model, batch, y_0, y_1, known, t)
 
 
@@ -36,6 +42,35 @@ def loss_at(model, batch: Batch, y_0: Tensor, y_1: Tensor, known: Tensor, t: Ten
     out = model.network(y_t, t, batch.s_qry, model.encode(batch))
     target = y_1 if model.config.prediction == "data" else u
     return (known * (out - target).square()).sum() / known.sum().clamp(min=1)
+
+
+def estimate(model, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """One step from a random point of the path to the data, y_t + (1 - t) v, beside the data and which of it is known; network's units."""
+    batch, y_0, y_1, known, t = _pairs(model, batch, generator)
+    y_t, _ = path(y_0, y_1, t)
+    out = model.network(y_t, t, batch.s_qry, model.encode(batch)).to(y_1.dtype)
+    return out if model.config.prediction == "data" else y_t + (1 - t)[:, None, None] * out, y_1, known
+
+
+def _pairs(model, batch: Batch, generator: torch.Generator) -> tuple[Batch, Tensor, Tensor, Tensor, Tensor]:
+    """The batch in the model's precision, noise, data, which of it is known, and times.
+
+    Draws have the batch's own precision, so that a float64 model sees the noise of the float32 one.
+    """
+    drawn = {"generator": generator, "device": batch.y_qry.device, "dtype": batch.y_qry.dtype}
+    batch = _in_precision_of(model, batch)
+    y_1, known = _targets(model, batch)
+    y_0 = torch.randn(y_1.shape, **drawn).to(y_1.dtype)
+    t = torch.rand(len(y_1), **drawn).to(y_1.dtype)
+    return batch, y_0, y_1, known, t
+
+
+def _in_precision_of(model, batch: Batch) -> Batch:
+    dtype = model.normalise(batch.y_qry[:0]).dtype  # the finer of the batch's and the model's
+    if dtype == batch.y_qry.dtype:
+        return batch
+    parts = (getattr(batch, f.name) for f in fields(batch))
+    return Batch(*(part.to(dtype) if part.is_floating_point() else part for part in parts))
 
 
 def _targets(model, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -66,27 +101,38 @@ def sample(
         raise ValueError(f"at least one sample is needed, got samples={samples}")
     training = model.training
     model.eval()
+    shape, drawn = (*batch.s_qry.shape[:2], model.channels), batch.s_qry.dtype
+    batch = _in_precision_of(model, batch)
+    noise = lambda: torch.randn(shape, generator=generator, device=batch.s_qry.device, dtype=drawn).to(batch.s_qry.dtype)  # noqa: E731
+    seen = (lambda t, y: callback(t, model.restore(y))) if callback else None
     try:
         memory = model.encode(batch)
         starts = [start] + [None] * (samples - 1)
-        draws = [_draw(model, batch, memory, generator, steps, method, feedback, callback, y_0) for y_0 in starts]
+        ends = [
+            carry(model, batch, memory, noise() if y_0 is None else y_0, steps, method, None if feedback else noise, seen) for y_0 in starts
+        ]
     finally:
         model.train(training)
-    return torch.stack(draws)
+    return torch.stack([model.restore(y_1) for y_1 in ends])
 
 
-def _draw(model, batch, memory, generator, steps, method, feedback, callback, start):
-    shape = (*batch.s_qry.shape[:2], model.channels)
-
-    def noise():
-        return torch.randn(shape, generator=generator, device=batch.s_qry.device, dtype=batch.s_qry.dtype)
+def carry(
+    model,
+    batch: Batch,
+    memory,
+    y_0: Float[Tensor, "B M C"],
+    steps: int,
+    method: str,
+    forget: Callable[[], Tensor] | None = None,
+    callback: Callable[[float, Tensor], None] | None = None,
+) -> Float[Tensor, "B M C"]:
+    """Where the model's velocity carries y_0 by t = 1, in its own units; `forget` draws what the model sees instead of the state."""
 
     def velocity(t: float, y: Tensor) -> Tensor:
-        time = torch.full((shape[0],), t, device=y.device, dtype=y.dtype)
-        return model.velocity(y if feedback else noise(), time, batch.s_qry, memory)
+        time = torch.full((len(y),), t, device=y.device, dtype=y.dtype)
+        return model.velocity(forget() if forget else y, time, batch.s_qry, memory)
 
-    seen = (lambda t, y: callback(t, model.restore(y))) if callback else None
-    return model.restore(ode.integrate(velocity, noise() if start is None else start, ode.uniform(steps), method, seen))
+    return ode.integrate(velocity, y_0, ode.uniform(steps), method, callback)
 
 
 def predict(model, batch: Batch, generator: torch.Generator, steps: int = 50, method: str = "heun", samples: int = 8) -> Prediction:

@@ -12,20 +12,21 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lib import checkpoint, data, flow, progress, worlds
+from lib import augment, checkpoint, coupling, data, penalties, progress, worlds
 from lib.checkpoint import CheckpointError
+from lib.model import ModelConfig
+from lib.objective import Objective
+from lib.schedules import SCHEDULES, learning_rate, lower
+from lib.stopping import stop_requests
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class TrainConfig:
     steps: int = 1600
     batch: int = 32
     rate: float = 1e-3  # learning rate
-    schedule: str = "constant"  # or cosine, to zero at the last step
+    schedule: str = "constant"  # one of schedules.SCHEDULES
     warmup: int = 0  # steps over which the rate rises from zero
     decay: float = 0.0  # weight decay
     clip: float = 0.0  # largest gradient norm; 0: none
@@ -48,13 +49,44 @@ class TrainConfig:
     layout: str = "uniform"
     noise: float = 0.0  # of the readings, relative to half the unit range
     seed: int = 0
-    precision: str = "float32"  # or bf16: autocast, worth it on a GPU only
+    precision: str = "float32"  # float64: training and answers in double · bf16: autocast while training, worth it on a GPU only
     compile: bool = False  # torch.compile the network
     validate_every: int = 100
     validation_fields: int = 32
     patience: int = 0  # validations without improvement before stopping; 0: never stop early
     checkpoint_every: int = 200
     keep_every: int = 0  # also keep step-<n>.pt at every multiple; 0: none
+    penalty: str = "none"  # one of penalties.PENALTIES, on the one-step estimate of the field
+    penalty_weight: float = 0.1
+    penalty_patch: int = 8  # sites along an edge of the patch it looks at
+    coupling: str = "independent"  # one of coupling.COUPLINGS
+    reflow_steps: int = 10  # Euler steps of the frozen model that makes the pairs
+    augment: str = "none"  # one of augment.AUGMENTS
+    cycles: int = 4  # of the schedule "restarts"
+    plateau: int = 3  # validations without improvement before the schedule "plateau" halves the rate
+
+    def __post_init__(self):
+        for name, allowed in CHOICES.items():
+            given = getattr(self, name)
+            if given not in allowed:
+                close = get_close_matches(str(given), allowed, 1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise ValueError(f"unknown {name} {given!r}; known: {', '.join(allowed)}{hint}")
+        for name, least in {"penalty_weight": 0, "penalty_patch": 3, "reflow_steps": 1, "cycles": 1, "plateau": 1}.items():
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} is {getattr(self, name)}; give at least {least}")
+
+
+CHOICES = {
+    "schedule": SCHEDULES,
+    "precision": ("float32", "float64", "bf16"),
+    "penalty": ("none", *penalties.PENALTIES),
+    "coupling": coupling.COUPLINGS,
+    "augment": augment.AUGMENTS,
+}
+
+
+NO_RESULT = ("checkpoint_every", "keep_every", "compile")  # settings that leave the result as it is
 
 
 class TrainingDiverged(RuntimeError):
@@ -74,7 +106,7 @@ def fit(model, world, config: TrainConfig, folder: Path | str | None = None, dev
     run = Run(model, world, config, torch.device(device), folder)
     run.resume()
     bar = progress.bar(config.steps, start=run.step, label=world.name, show=show)
-    with _stop_requests() as stop:
+    with stop_requests() as stop:
         while run.step < config.steps and not run.finished:
             run.advance()
             due = run.step == config.steps
@@ -97,63 +129,75 @@ class Run:
         self.config, self.folder, self.device, self.world = config, folder, device, world
         fields = world.fields(config.fields, generator=data.generator(config.seed, "train"), split="train")
         held_out = world.fields(config.validation_fields, generator=data.generator(config.seed, "validation"), split="validation")
+        if config.precision == "float64":
+            model.double()
         self.model = model.to(device).scale_by(data.measure(fields))
         self.batches = data.batches(
             fields, config.batch, config.readings, queries, config.sensors, config.positions, config.layout, config.noise,
-            generator=data.generator(config.seed, "batches", device), device=device,
+            generator=data.generator(config.seed, "batches", device), device=device, augment=config.augment,
         )  # fmt: skip
         sensors, asked = (data.generator(config.seed, f"validation {what}") for what in ("sensors", "queries"))
         self.validation = data.observe(held_out, config.readings, config.layout, sensors, config.noise)
         self.validation = _queries(self.validation, queries, asked).to(device)
-        self.noise = data.generator(config.seed, "flow", device)
+        self.objective = Objective(config, self.batches, device)
         self.optimiser = torch.optim.AdamW(
             model.parameters(), lr=config.rate, weight_decay=config.decay, foreach=device.type == "cpu", fused=device.type == "cuda"
         )
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average)) if config.average else None
         self.network = torch.compile(model.network) if config.compile else model.network
-        self.step, self.finished, self.best, self.stale = 0, False, math.inf, 0
+        self.step, self.finished, self.best, self.stale, self.lowered = 0, False, math.inf, 0, 0
         self.total = torch.zeros((), device=device)  # losses since the last report, summed on the device
+        self.penalty = torch.zeros((), device=device)
         self.history: dict = {"step": [], "loss": [], "validation": [], "rate": [], "seconds": 0.0}
+        if config.penalty != "none":
+            self.history["penalty"] = []
         self.clock = time.perf_counter()
         # dropout draws from the global generator: one stream per training, so that arms do not depend on what ran before them
         torch.manual_seed(data.generator(config.seed, "dropout").initial_seed())
 
     def advance(self) -> None:
         """One optimiser step."""
+        if self.objective.due(self.step):
+            self.objective.freeze(self.average.module if self.average else self.model)
+            self.best, self.stale = math.inf, 0  # losses on the new pairs do not compare with those before
         for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.step, self.config)
+            group["lr"] = learning_rate(self.step, self.config, self.lowered)
         self.model.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            loss = flow.loss(_Compiled(self.model, self.network), next(self.batches), self.noise)
+            loss, penalty = self.objective(_Compiled(self.model, self.network), next(self.batches))
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss if penalty is None else loss + self.config.penalty_weight * penalty).backward()
         if self.config.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimiser.step()
         if self.average:
             self.average.update_parameters(self.model)
         self.total += loss.detach()
+        if penalty is not None:
+            self.penalty += penalty.detach()
         self.step += 1
 
     def report(self) -> float:
         """Mean loss since the last report and loss on held-out fields, into the history; notes the best and when to stop."""
         since = self.step - (self.history["step"][-1] if self.history["step"] else 0)
-        loss = float(self.total) / since
-        self.total.zero_()
-        if not math.isfinite(loss):
+        loss, penalty = float(self.total) / since, float(self.penalty) / since
+        self.total.zero_(), self.penalty.zero_()
+        if not math.isfinite(loss + penalty):
             latest = self.folder / "latest.pt" if self.folder else None
             kept = f"; the last good checkpoint is {latest}" if latest and latest.exists() else ""
             way_out = f"lower the rate ({self.config.rate}) or set clip to 1"
             raise TrainingDiverged(f"the loss is {loss} before step {self.step}: {way_out}{kept}")
         held_out = self.validate()
-        now = {"step": self.step, "loss": loss, "validation": held_out, "rate": learning_rate(self.step - 1, self.config)}
-        for name, value in now.items():
-            self.history[name].append(value)
+        now = {"step": self.step, "loss": loss, "validation": held_out, "rate": learning_rate(self.step - 1, self.config, self.lowered)}
+        for name, value in (now | {"penalty": penalty}).items():
+            if name in self.history:
+                self.history[name].append(value)
         self.stale = 0 if held_out < self.best else self.stale + 1
         if held_out < self.best:
             self.best = held_out
             if self.folder:
                 checkpoint.save({"step": self.step, "model": self.weights(), "world": self.world.name}, self.folder / "best.pt")
+        self.lowered += lower(self.config, self.stale)
         self.finished = bool(self.config.patience and self.stale >= self.config.patience)
         return loss
 
@@ -162,7 +206,8 @@ class Run:
         """The flow loss on held-out fields with noise and times that are the same at every call."""
         model = self.average.module if self.average else self.model
         model.eval()
-        return float(flow.loss(model, self.validation, data.generator(self.config.seed, "validation noise", self.device)))
+        noise = data.generator(self.config.seed, "validation noise", self.device)
+        return float(self.objective.validation(model, self.validation, noise))
 
     def weights(self) -> dict:
         """The weights that answer: averaged if an average is kept."""
@@ -176,10 +221,11 @@ class Run:
         state = {
             "step": self.step, "world": self.world.name, "settings": self.settings(), "model": self.model.state_dict(),
             "average": self.average.state_dict() if self.average else None, "optimiser": self.optimiser.state_dict(),
-            "batches": self.batches.state_dict(), "noise": self.noise.get_state(), "dropout": torch.get_rng_state(),
+            "batches": self.batches.state_dict(), "noise": self.objective.noise.get_state(), "dropout": torch.get_rng_state(),
             "dropout_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "history": json.dumps({**self.history, "seconds": self.seconds()}), "total": self.total,
             "best": self.best, "stale": self.stale, "finished": self.finished,
+            "objective": self.objective.state_dict(), "penalty": self.penalty, "lowered": self.lowered,
         }  # fmt: skip
         checkpoint.save(state, self.folder / "latest.pt", keep=self.folder / "previous.pt")
         if self.config.keep_every and self.step % self.config.keep_every == 0:
@@ -194,9 +240,10 @@ class Run:
         if latest is None or not (latest.exists() or latest.with_name("previous.pt").exists()):
             return
         state = checkpoint.load(latest if latest.exists() else latest.with_name("previous.pt"))
-        if state["settings"] != self.settings():
+        its = _defaults() | state["settings"]  # a switch younger than the checkpoint stood at its default
+        if its != self.settings():
             raise CheckpointError(
-                f"{self.folder} holds a training with other settings ({_difference(state['settings'], self.settings())}); "
+                f"{self.folder} holds a training with other settings ({_difference(its, self.settings())}); "
                 "choose another folder, or delete it to start again"
             )
         self.model.load_state_dict(state["model"])
@@ -204,7 +251,10 @@ class Run:
             self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.batches.load_state_dict(state["batches"])
-        self.noise.set_state(state["noise"])
+        self.objective.noise.set_state(state["noise"].cpu())
+        if "objective" in state:  # checkpoints from before penalties and couplings lack these
+            self.objective.load_state_dict(state["objective"], self.model)
+            self.penalty, self.lowered = state["penalty"].to(self.device), state["lowered"]
         torch.set_rng_state(state["dropout"])
         if state["dropout_cuda"] is not None:
             torch.cuda.set_rng_state(state["dropout_cuda"], self.device)
@@ -213,7 +263,7 @@ class Run:
 
     def settings(self) -> dict:
         """What makes this training this one: a checkpoint with other settings is not continued."""
-        how = {k: v for k, v in asdict(self.config).items() if k not in ("checkpoint_every", "keep_every", "compile")}
+        how = {k: v for k, v in asdict(self.config).items() if k not in NO_RESULT}
         return {**how, "world": self.world.name, "channels": self.model.channels, **asdict(self.model.config)}
 
     def seconds(self) -> float:
@@ -226,15 +276,6 @@ class Run:
             self.model.load_state_dict(self.average.module.state_dict())
         self.model.eval()
         self.history["seconds"] = self.seconds()
-
-
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """The rate of step 0, 1, ...: warm-up from zero, then constant or half a cosine down to zero."""
-    if step < config.warmup:
-        return config.rate * (step + 1) / config.warmup
-    if config.schedule == "cosine":
-        return config.rate * (1 + math.cos(math.pi * (step - config.warmup) / max(1, config.steps - config.warmup))) / 2
-    return config.rate
 
 
 def restore(model, path: Path | str):
@@ -282,34 +323,9 @@ def _open(folder: Path) -> Path:
     return folder
 
 
+def _defaults() -> dict:
+    return {k: v for k, v in (asdict(ModelConfig()) | asdict(TrainConfig())).items() if k not in NO_RESULT}
+
+
 def _difference(old: dict, new: dict) -> str:
     return ", ".join(f"{k}: {old.get(k)} there, {new.get(k)} now" for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k))
-
-
-class _Stop:
-    """Remembers a signal until the loop has saved."""
-
-    number: int | None = None
-
-    def __bool__(self) -> bool:
-        return self.number is not None
-
-    def end(self) -> None:
-        if self.number == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + self.number)
-
-
-@contextmanager
-def _stop_requests() -> Iterator[_Stop]:
-    """Turn SIGTERM and Ctrl-C into a request that the loop answers between two steps; only the main thread may listen."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    listen = {number: signal.signal(number, lambda n, _: setattr(stop, "number", n)) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in listen.items():
-            signal.signal(number, handler)

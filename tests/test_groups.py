@@ -7,13 +7,13 @@ import pytest
 
 LIB = Path(__file__).parents[1] / "lib"
 GROUPS = [
-    {"worlds", "realworlds", "files", "layouts", "data"},
-    {"layers", "ssm", "encoders", "model"},
-    {"ode", "flow"},
+    {"worlds", "realworlds", "files", "layouts", "data", "augment"},
+    {"layers", "ssm", "order", "encoders", "model"},
+    {"ode", "flow", "coupling", "penalties"},
     {"baselines", "perfield", "optimal", "oracle", "metrics", "diagnosis", "theme", "png", "maps", "marks", "plots", "report", "widgets"}
     | {"claims"},
     {"checkpoint", "progress", "train", "arms", "bench", "cost", "machine", "params", "folders", "kernel", "page", "run", "refs", "check"}
-    | {"publish", "jobs", "__main__"},
+    | {"objective", "schedules", "stopping", "publish", "jobs", "study", "workers", "attribution", "__main__"},
 ]
 PLACE = {name: place for place, group in enumerate(GROUPS) for name in group}
 MODULES = sorted(path.stem for path in LIB.glob("*.py") if path.stem != "__init__")
