@@ -2,22 +2,26 @@
 
     arm("v2-transformer", "plane", seed=0, head="residual", positions="step", steps=400, solver_steps=10)
 
-Switches are fields of model.ModelConfig, train.TrainConfig or Judging, told apart by their names. An arm's id is a hash of all
-its settings, so a changed switch is another arm, and a finished one is read back from its folder instead of trained again.
+Switches are fields of model.ModelConfig, train.TrainConfig or Judging, told apart by their names. An arm's id is a hash of its version,
+its world and the settings that differ from their defaults: a changed switch is another arm, a finished one is read back from its folder
+instead of trained again, and a switch added later, with a default that changes nothing, leaves kept results valid.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
-from lib import data, flow, metrics, model, ode, train, worlds
+from lib import data, flow, machine, metrics, model, ode, train, worlds
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,25 @@ class Arm:
 
     @property
     def id(self) -> str:
-        """Twelve hexadecimal digits of all settings that change the result."""
-        settings = asdict(self)
-        for name in ("checkpoint_every", "keep_every"):
-            settings["train"].pop(name)
+        """Twelve hexadecimal digits of version, world and every setting that changes the result and differs from its default."""
+        settings = {"version": self.version, "world": self.world}
+        for part in (self.model, self.train, self.judge):
+            for f in fields(part):
+                value = _plain(getattr(part, f.name), f.default)
+                if f.name not in SAVING and value != _plain(f.default, f.default):
+                    settings[f.name] = value
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 PARTS = {"train": train.TrainConfig, "judge": Judging}
+SAVING = ("checkpoint_every", "keep_every")  # how often something is saved changes no result
+
+
+def _plain(value, default):
+    """A setting in one spelling (5 and 5.0 are one value where the default is a float), as JSON keeps it."""
+    if isinstance(default, bool | float) and isinstance(value, bool | int | float):
+        value = type(default)(value)
+    return json.loads(json.dumps(value))
 
 
 def arm(version: str, world: str, seed: int = 0, **switches) -> Arm:
@@ -65,6 +80,21 @@ def arm(version: str, world: str, seed: int = 0, **switches) -> Arm:
     return Arm(version, world, config, train.TrainConfig(seed=seed, **mine["train"]), Judging(**mine["judge"]))
 
 
+def of(row: Mapping) -> Arm:
+    """The arm of a kept row (the flat columns of `settings`, with or without scores); a setting it lacks has its default."""
+    try:
+        version, world = row["version"], row["world"]
+    except KeyError as missing:
+        raise ValueError(f"a row needs {missing}, version and world name its arm; given: {', '.join(map(str, row))}") from None
+    parts = [model.ModelConfig, train.TrainConfig, Judging]
+    return Arm(version, world, *(part(**{f.name: row[f.name] for f in fields(part) if f.name in row}) for part in parts))
+
+
+def rehash(row: Mapping) -> str:
+    """The id of a kept row by its settings, whatever id it was kept under."""
+    return of(row).id
+
+
 def fit(arm: Arm, folder: Path | str | None = None, device="cpu", show: bool | None = None):
     """The arm's trained model and its history; with a folder, training continues from what lies there."""
     world = worlds.get(arm.world)
@@ -74,12 +104,14 @@ def fit(arm: Arm, folder: Path | str | None = None, device="cpu", show: bool | N
 
 
 def run(arm: Arm, folder: Path | str | None = None, device="cpu", show: bool | None = None) -> dict:
-    """Train and judge an arm; its row, with settings, scores and cost. With a folder, a finished arm is only read."""
+    """Train and judge an arm; its row, with settings, scores, cost and provenance. With a folder, a finished arm is only read."""
     place = Path(folder) / "arms" / arm.id / "row.json" if folder else None
     if place is not None and place.exists():
         return json.loads(place.read_text())
     network, history = fit(arm, folder, device, show)
+    began = time.perf_counter()
     row = {**settings(arm), **judge(network, arm, device), "seconds_training": history["seconds"], "loss": history["loss"][-1]}
+    row |= {"seconds": history["seconds"] + time.perf_counter() - began, **provenance(device)}
     if place is not None:
         temporary = place.with_suffix(".tmp")
         temporary.write_text(json.dumps(row))
@@ -90,6 +122,18 @@ def run(arm: Arm, folder: Path | str | None = None, device="cpu", show: bool | N
 def settings(arm: Arm) -> dict:
     """The arm as flat columns of a table."""
     return {"id": arm.id, "version": arm.version, "world": arm.world, **asdict(arm.model), **asdict(arm.train), **asdict(arm.judge)}
+
+
+def provenance(device="cpu") -> dict:
+    """Where and when a row is computed: device, processor, graphics card, threads, torch, commit of this checkout, date (UTC)."""
+    here, on_gpu = machine.hardware(), torch.device(device).type == "cuda"
+    where = {"device": str(device), "cpu": here["cpu"], "gpu": here["gpu"] if on_gpu else None, "threads": torch.get_num_threads()}
+    return {**where, "torch": here["torch"], "commit": _commit(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+@functools.cache
+def _commit() -> str | None:
+    return machine.commit(Path(__file__).parents[1])  # asked once per process: git takes longer than a small arm
 
 
 def test_batch(arm: Arm, device="cpu") -> data.Batch:
@@ -125,6 +169,7 @@ def judge(network, arm: Arm, device="cpu") -> dict:
     row["psnr_best"] = float(metrics.score(draws.mean(0), batch, world)["psnr"].mean())
     row["psnr_alone"], row["psnr_seen"] = _apart(network, arm, batch, world, device)
     row["psnr_fields"] = [round(float(v), 4) for v in scores["psnr"]]
+    row["speckle_fields"] = [round(float(v), 5) for v in scores.get("speckle", ())]
     cost = ode.evaluations(arm.judge.solver, arm.judge.solver_steps)
     return row | {
         "parameters": model.parameters(network),
