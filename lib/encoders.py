@@ -1,15 +1,19 @@
 """What lies between tokens and memory: one short class per family, tokens (B, L, D) and mask (B, L) in, tokens out.
 
-SSMBlock          pre-norm gated block around a state-space scan (Gu and Dao, Mamba, 2023, figure 3, without its convolution)
+SSMBlock          gated block around a state-space scan (Gu and Dao, Mamba, 2023, figure 3, without its convolution)
+BothWays          a forward and a backward SSM block on the same tokens, combined
 TransformerLayer  attention and feed-forward, pre- or post-norm (Xiong et al., On Layer Normalization in the Transformer
                   Architecture, 2020, figure 1)
+PerceiverLayer    queries attend to the readings, then to each other (after Jaegle et al., Perceiver, 2021, figure 1)
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu, silu, softplus
@@ -17,52 +21,61 @@ from torch.nn.functional import gelu, silu, softplus
 from lib import ssm
 from lib.layers import Attention
 
-STEPS = ("length", "fixed", "learned", "discretised", "selective")
+STEPS = ("length", "fixed", "learned", "discretised", "selective", "ssd")
+GATES = {"silu": silu, "sigmoid": torch.sigmoid}
+CLAMPS = ("none", "hard", "soft")
+STATE_LIMIT = 10.0
 
 
 class SSMBlock(nn.Module):
-    """x + W_out(SSM(u) silu(gate)), with u and gate two projections of the normed tokens.
+    """x + W_out(SSM(u) silu(gate)), with u and gate two projections of the normed tokens; then x + MLP(x) if `mlp` is set.
 
     step says where dt comes from: length (1/L, L the tokens of this sequence) · fixed (1/1024) · learned (one number, starts at 0.01) ·
-    discretised (1/L with B discretised too) · selective (delta, B and C from the input).
-    Padding must stand in front of a causal scan: with u = 0 there and h = 0 before, it changes nothing, and L counts real tokens only.
+    discretised (1/L with B discretised too) · selective (delta, B and C from the input) · ssd (the same with one decay per head).
+    clamp bounds the state of the first four at STATE_LIMIT; selective and ssd have no clamp. mlp is in multiples of the width.
+    norm "none": only `update` is used, by a block that combines several.
+    Padding must stand in front: a causal scan with u = 0 there and h = 0 before is not changed by it, a reverse scan meets it
+    after every real token, and L counts real tokens only.
     """
 
-    def __init__(self, width: int, inner: int, state: int, step: str):
+    def __init__(
+        self, width: int, inner: int, state: int, step: str, heads: int = 1, gate: str = "silu", norm: str = "pre", mlp: int = 0,
+        clamp: str = "none", dropout: float = 0.0, reverse: bool = False,
+    ):  # fmt: skip
         super().__init__()
-        self.step, self.inner, self.state = step, inner, state
-        self.norm = nn.LayerNorm(width)
+        self.step, self.inner, self.state, self.heads = step, inner, state, heads
+        self.gate, self.post, self.clamp, self.reverse = GATES[gate], norm == "post", clamp, reverse
+        self.norm = None if norm == "none" else nn.LayerNorm(width)
         self.enter, self.leave = nn.Linear(width, 2 * inner), nn.Linear(inner, width)
-        self.A_log = nn.Parameter(-1 + 0.1 * torch.randn(inner, state))
-        self.D = nn.Parameter(torch.ones(inner))
-        if step == "selective":
-            with torch.no_grad():  # decay rates 1 ... S and steps of about 0.01, as in Mamba's initialisation
-                self.A_log.copy_(torch.log(torch.arange(1.0, state + 1)).expand(inner, state))
-            self.select = nn.Linear(inner, 2 * state + 1, bias=False)
-            self.delta = nn.Linear(1, inner)
-            nn.init.constant_(self.delta.bias, math.log(math.expm1(0.01)))
-        else:
-            self.B = nn.Parameter(torch.randn(inner, state) / math.sqrt(state))
-            self.C = nn.Parameter(torch.randn(inner, state) / math.sqrt(state))
-        if step == "learned":
-            self.dt_log = nn.Parameter(torch.tensor(math.log(0.01)))
+        {"selective": self._selective, "ssd": self._ssd}.get(step, self._fixed)()
+        self.dropout = nn.Dropout(dropout)
+        self.feed = FeedForward(width, mlp * width, norm, dropout) if mlp else nn.Identity()
 
     def forward(self, tokens: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
-        u, gate = self.enter(self.norm(tokens)).chunk(2, -1)
+        return self.feed(residual(tokens, lambda normed: self.update(normed, mask), self.norm, self.post))
+
+    def update(self, tokens: Tensor, mask: Tensor | None) -> Float[Tensor, "B L D"]:
+        """What the block adds to the tokens."""
+        u, gate = self.enter(tokens).chunk(2, -1)
         if mask is not None:
             u = u * mask[..., None]
-        return tokens + self.leave(self.scan(u, mask) * silu(gate))
+        return self.dropout(self.leave(self.scan(u, mask) * self.gate(gate)))
 
     def scan(self, u: Tensor, mask: Tensor | None) -> Tensor:
         """The recurrence with this block's step rule."""
         A = -torch.exp(self.A_log)
+        if self.step not in ("selective", "ssd"):
+            hold, bound = self.step == "discretised", {"clamp": self.clamp, "limit": STATE_LIMIT, "reverse": self.reverse}
+            bound = bound if self.reverse or self.clamp != "none" else {}
+            return ssm.lti_scan(u, self.dt(u, mask), A, self.B, self.C, self.D, hold, **bound)
+        B, C, low = self.select(u).split([self.state, self.state, self.steps], -1)
+        delta = softplus(self.delta(low))
+        if mask is not None:
+            delta = delta * mask[..., None]
         if self.step == "selective":
-            B, C, low = self.select(u).split([self.state, self.state, 1], -1)
-            delta = softplus(self.delta(low))
-            if mask is not None:
-                delta = delta * mask[..., None]
-            return ssm.selective_scan(u, delta, A, B, C, self.D)
-        return ssm.lti_scan(u, self.dt(u, mask), A, self.B, self.C, self.D, hold=self.step == "discretised")
+            return ssm.selective_scan(u, delta, A, B, C, self.D, **({"reverse": True} if self.reverse else {}))
+        y = ssm.ssd_scan(rearrange(u, "B L (H P) -> B L H P", H=self.heads), delta, A, B, C, self.D, self.reverse)
+        return rearrange(y, "B L H P -> B L (H P)")
 
     def dt(self, u: Tensor, mask: Tensor | None) -> Tensor:
         """The step of the recurrence: one number, or one per field where padding makes their lengths differ."""
@@ -71,6 +84,57 @@ class SSMBlock(nn.Module):
         if self.step == "fixed":
             return u.new_tensor(1 / 1024)
         return u.new_tensor(1 / u.shape[1]) if mask is None else 1 / mask.sum(1).clamp(min=1).to(u.dtype)
+
+    def _fixed(self) -> None:
+        """Weights of the LTI recurrence: the same A, B and C for every token."""
+        self.A_log = nn.Parameter(-1 + 0.1 * torch.randn(self.inner, self.state))
+        self.D = nn.Parameter(torch.ones(self.inner))
+        self.B = nn.Parameter(torch.randn(self.inner, self.state) / math.sqrt(self.state))
+        self.C = nn.Parameter(torch.randn(self.inner, self.state) / math.sqrt(self.state))
+        if self.step == "learned":
+            self.dt_log = nn.Parameter(torch.tensor(math.log(0.01)))
+
+    def _selective(self) -> None:
+        """Weights of the selective scan, a step per channel: decay rates 1 ... S and steps of about 0.01, as in Mamba's initialisation."""
+        torch.randn(self.inner, self.state)  # not used: the weights drawn next stay those that a seed has always given
+        self.A_log = nn.Parameter(torch.log(torch.arange(1.0, self.state + 1)).repeat(self.inner, 1))
+        self.D = nn.Parameter(torch.ones(self.inner))
+        self._steps(1, self.inner)
+
+    def _ssd(self) -> None:
+        """Weights of SSD, a step and one decay per head: rates spread over 1 ... 16, as in Mamba-2's initialisation."""
+        if self.inner % self.heads:
+            raise ValueError(f"scan width {self.inner} is not a multiple of {self.heads} heads; set inner or heads")
+        self.A_log = nn.Parameter(torch.log(torch.linspace(1.0, 16.0, self.heads)))
+        self.D = nn.Parameter(torch.ones(self.heads))
+        self._steps(self.heads, self.heads)
+
+    def _steps(self, low: int, count: int) -> None:
+        self.steps = low
+        self.select = nn.Linear(self.inner, 2 * self.state + low, bias=False)
+        self.delta = nn.Linear(low, count)
+        nn.init.constant_(self.delta.bias, math.log(math.expm1(0.01)))
+
+
+class BothWays(nn.Module):
+    """x + W [forward(norm x), backward(norm x)]: every token sees those before and after it; then x + MLP(x) if `mlp` is set.
+
+    The two directions have weights of their own, projections included; W joins their answers to the width. Turning the sequence
+    round and swapping the two directions (and the halves of W) turns the answer round.
+    """
+
+    def __init__(self, width: int, ahead: SSMBlock, back: SSMBlock, norm: str, mlp: int, dropout: float):
+        super().__init__()
+        self.post, self.ahead, self.back = norm == "post", ahead, back
+        self.norm, self.join = nn.LayerNorm(width), nn.Linear(2 * width, width)
+        self.feed = FeedForward(width, mlp * width, norm, dropout) if mlp else nn.Identity()
+
+    def forward(self, tokens: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
+        return self.feed(residual(tokens, lambda normed: self.update(normed, mask), self.norm, self.post))
+
+    def update(self, tokens: Tensor, mask: Tensor | None) -> Float[Tensor, "B L D"]:
+        """What both directions add to the tokens."""
+        return self.join(torch.cat([self.ahead.update(tokens, mask), self.back.update(tokens, mask)], -1))
 
 
 class TransformerLayer(nn.Module):
@@ -94,3 +158,37 @@ class TransformerLayer(nn.Module):
 
     def feed(self, tokens: Tensor) -> Tensor:
         return self.down(self.dropout(gelu(self.up(tokens))))
+
+
+class PerceiverLayer(nn.Module):
+    """Queries (B, M, D) attend to the readings (B, N, D), then to each other, then a feed-forward; each with a residual."""
+
+    def __init__(self, width: int, heads: int, ffn: int, norm: str, dropout: float):
+        super().__init__()
+        self.post, self.dropout = norm == "post", nn.Dropout(dropout)
+        self.cross, self.own = Attention(width, heads), Attention(width, heads)
+        self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.feed = FeedForward(width, ffn, norm, dropout)
+
+    def forward(
+        self, queries: Float[Tensor, "B M D"], readings: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"] | None = None
+    ) -> Float[Tensor, "B M D"]:
+        queries = residual(queries, lambda q: self.dropout(self.cross(q, readings, mask)), self.norm_1, self.post)
+        return self.feed(residual(queries, lambda q: self.dropout(self.own(q, q)), self.norm_2, self.post))
+
+
+class FeedForward(nn.Module):
+    """Two layers with a GELU between them, `inner` wide, and a residual."""
+
+    def __init__(self, width: int, inner: int, norm: str, dropout: float):
+        super().__init__()
+        self.post, self.norm = norm == "post", nn.LayerNorm(width)
+        self.layers = nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner, width), nn.Dropout(dropout))
+
+    def forward(self, tokens: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        return residual(tokens, self.layers, self.norm, self.post)
+
+
+def residual(tokens: Tensor, update: Callable, norm: nn.Module, post: bool) -> Float[Tensor, "B L D"]:
+    """x + f(norm(x)), or norm(x + f(x)) where the norm comes after the sum."""
+    return norm(tokens + update(tokens)) if post else tokens + update(norm(tokens))

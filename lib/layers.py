@@ -40,16 +40,17 @@ class CoordinateFeatures(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """t (B,) -> (B, D): sinusoids of t (raw), of 1000 t (scaled), or of t through a two-layer network (mlp).
+    """t (B,) -> (B, D): sinusoids of t (raw), of 1000 t (scaled), or of t through a two-layer network (mlp), `inner` wide.
 
     With raw t in [0, 1] and frequencies 1 ... 1/10,000 most of the D numbers hardly move between noise and data.
     """
 
-    def __init__(self, kind: str, width: int):
+    def __init__(self, kind: str, width: int, inner: int | None = None):
         super().__init__()
+        inner = inner or width
         self.factor = 1000.0 if kind == "scaled" else 1.0
         self.register_buffer("frequency", torch.exp(-math.log(1e4) * torch.arange(width // 2) / (width // 2)), persistent=False)
-        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) if kind == "mlp" else nn.Identity()
+        self.mlp = nn.Sequential(nn.Linear(width, inner), nn.SiLU(), nn.Linear(inner, width)) if kind == "mlp" else nn.Identity()
 
     def forward(self, t: Float[Tensor, "B"]) -> Float[Tensor, "B D"]:
         phase = self.factor * t[:, None] * self.frequency
@@ -89,10 +90,11 @@ class Attention(nn.Module):
         return self.out(rearrange(answer, "B H M d -> B M (H d)")) * seen[..., None]
 
 
-def decoder(kind: str, width: int, channels: int) -> nn.Module:
-    """Features (.., D) to values (.., C): linear, two layers with ReLU or GELU, or three with GELU."""
+def decoder(kind: str, width: int, channels: int, inner: int | None = None) -> nn.Module:
+    """Features (.., D) to values (.., C): linear, two layers with ReLU or GELU, or three with GELU; `inner` wide between them."""
+    inner = inner or width
     if kind == "linear":
         return nn.Linear(width, channels)
     if kind == "gelu3":
-        return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, channels))
-    return nn.Sequential(nn.Linear(width, width), {"relu": nn.ReLU, "gelu": nn.GELU}[kind](), nn.Linear(width, channels))
+        return nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, inner), nn.GELU(), nn.Linear(inner, channels))
+    return nn.Sequential(nn.Linear(width, inner), {"relu": nn.ReLU, "gelu": nn.GELU}[kind](), nn.Linear(inner, channels))

@@ -3,11 +3,12 @@
 A version is a row of VERSIONS and a suspect is a value of a field, so any system of the investigation is one call:
 `build("v2-transformer", head="residual")`. As the documents describe them, readings and queries form one sequence: the encoder
 reads [(s_obs, y_obs), (s_qry, y_t)] with the time added to every token, then each query attends to the readings, and a decoder
-turns the result into a velocity.
+turns the result into a velocity. What a scan reads in which order is a switch: the order of the queries, and the direction.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 
@@ -15,8 +16,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from lib import order
 from lib.data import Batch, Scaling
-from lib.encoders import STEPS, SSMBlock, TransformerLayer
+from lib.encoders import CLAMPS, GATES, STEPS, BothWays, PerceiverLayer, SSMBlock, TransformerLayer
 from lib.layers import Attention, CoordinateFeatures, TimeEmbedding, decoder, sequence_position
 
 DATA_FLOOR = 0.02  # smallest 1 - t in (y_1 - y_t) / (1 - t): one step of 50, so that a stage at t = 1 stays finite
@@ -31,7 +33,7 @@ class ModelConfig:
     layers: int = 4
     heads: int = 4
     inner: int = 64  # width inside the encoder's attention, or of the scan
-    ffn: int = 128
+    ffn: int = 128  # width inside the feed-forward of a Transformer or Perceiver layer
     state: int = 8
     norm: str = "pre"
     dropout: float = 0.0
@@ -48,6 +50,13 @@ class ModelConfig:
     prediction: str = "velocity"
     output: str = "free"
     normalisation: str = "none"
+    state_clamp: str = "none"  # of the LTI state, at 10; hard cuts, soft is a tanh; selective and ssd have none
+    direction: str = "forward"  # of the scans; axes: in turns by rows and by columns
+    order: str = "given"  # of the queries in the sequence; random is a fixed order without neighbours
+    perceiver: int = 0  # Perceiver iterations between encoder and head
+    gate: str = "silu"
+    mlp: int = 0  # MLP after each state-space block, its inner width in multiples of the width; 0: none
+    head_width: int = 0  # inside cross-attention, time MLP and decoder; 0: the model's width
 
 
 CHOICES = {
@@ -62,18 +71,31 @@ CHOICES = {
     "prediction": ("velocity", "data"),
     "output": ("free", "sigmoid", "clamp", "clamp_range"),  # sigmoid acts on the network, the clamps on the finished sample
     "normalisation": ("none", "documents", "measured"),  # documents: mean 0.5, std 0.289
+    "state_clamp": CLAMPS,
+    "direction": ("forward", "both", "axes"),
+    "order": ("given", *order.ORDERS),
+    "gate": tuple(GATES),
 }
+
+# Parts that the large systems share; their head, as in v1-mamba, is cross-attention without residual.
+_LARGE = {"width": 256, "heads": 8, "inner": 256, "ffn": 1024, "norm": "post", "frequencies": 256, "two_pi": True, "time": "mlp"}
+_SCAN = {"encoder": "ssm", "state": 16, "step": "discretised", "state_clamp": "hard", "gate": "sigmoid", "decoder": "gelu3"}
+# "Expand 2" is one projection to twice the width, halved into input and gate. Read as Mamba's own (a scan twice as wide) six blocks
+# hold 5.5 M; read like this they hold 4.4 M with their 4x MLPs, still above the documents' 4 M in all, but 512 wide meet their 18 M.
+_BLOCKS = ModelConfig(**_LARGE, **_SCAN, layers=6, mlp=4)
 
 VERSIONS = {
     "v1-mamba": ModelConfig(encoder="ssm", inner=128, decoder="relu"),
     "v2-transformer": ModelConfig(dropout=0.1),
     # random queries per step are the fourth fix of the documents; they belong to training, see train.TrainConfig.positions
     "v2-fixed": ModelConfig(dropout=0.1, output="clamp", features="learnable", normalisation="documents"),
-    "v4-transformer": ModelConfig(
-        width=256, layers=6, heads=8, inner=256, ffn=1024, norm="post", position="sequence",
-        frequencies=256, two_pi=True, time="mlp", decoder="linear",
-    ),
-}  # fmt: skip
+    "v1-large": _BLOCKS,
+    "v1-large-512": replace(_BLOCKS, width=512, inner=512, head_width=256),
+    # four pairs of a forward and a backward block without MLP, each with its own projections, joined by a matrix
+    "v2-bimamba": replace(_BLOCKS, layers=8, mlp=0, direction="both", perceiver=2),
+    "v3-morton": replace(_BLOCKS, order="morton"),
+    "v4-transformer": ModelConfig(**_LARGE, layers=6, position="sequence", decoder="linear"),
+}
 
 
 def build(version: str | ModelConfig, channels: int = 1, generator: torch.Generator | None = None, **switches) -> Model:
@@ -97,6 +119,8 @@ def configure(version: str | ModelConfig, **switches) -> ModelConfig:
     config = replace(config, **switches)
     for name, allowed in CHOICES.items():
         _known(name, getattr(config, name), allowed)
+    if config.direction == "both" and config.encoder == "ssm" and config.layers % 2:
+        raise ValueError(f'direction="both" pairs a forward with a backward block, so layers must be even; got {config.layers}')
     return config
 
 
@@ -110,10 +134,11 @@ def _known(what: str, given, allowed):
 
 @dataclass(frozen=True)
 class Memory:
-    """What a model keeps of the readings: tokens without time, and which of them are real (None: all)."""
+    """What a model keeps of the readings: tokens without time, which of them are real (None: all), and their sites."""
 
     tokens: Float[Tensor, "B N D"]
     mask: Bool[Tensor, "B N"] | None
+    s: Float[Tensor, "B N 2"]
 
 
 class Model(nn.Module):
@@ -125,13 +150,11 @@ class Model(nn.Module):
         c = config
         self.features = CoordinateFeatures(c.features, c.frequencies, c.scale, c.two_pi, c.nyquist, generator)
         self.enter = nn.Linear(2 * self.features.count + channels, c.width)
-        self.time = TimeEmbedding(c.time, c.width)
-        if c.encoder == "ssm":
-            self.blocks = nn.ModuleList(SSMBlock(c.width, c.inner, c.state, c.step) for _ in range(c.layers))
-        else:
-            self.blocks = nn.ModuleList(TransformerLayer(c.width, c.heads, c.inner, c.ffn, c.norm, c.dropout) for _ in range(c.layers))
-        self.cross = Attention(c.width, c.heads)
-        self.decode = decoder(c.decoder, c.width, channels)
+        self.time = TimeEmbedding(c.time, c.width, c.head_width)
+        self.blocks = nn.ModuleList(_blocks(c))
+        self.perceiver = nn.ModuleList(PerceiverLayer(c.width, c.heads, c.ffn, c.norm, c.dropout) for _ in range(c.perceiver))
+        self.cross = Attention(c.width, c.heads, c.head_width)
+        self.decode = decoder(c.decoder, c.width, channels, c.head_width)
         for name, value in {"mean": 0.0, "std": 1.0, "low": 0.0, "high": 1.0}.items():
             self.register_buffer(f"y_{name}", torch.full((channels,), value))
 
@@ -161,28 +184,44 @@ class Model(nn.Module):
         if s.shape[1] == 0:
             s, y, mask = s.new_zeros(len(s), 1, 2), y.new_zeros(len(y), 1, self.channels), mask.new_zeros(len(mask), 1)
         if s.device.type == "cpu" and bool(mask.all()):  # on CUDA the question would stall the queue, so the mask stays
-            return Memory(self._tokens(s, y), None)
+            return Memory(self._tokens(s, y), None, s)
         front = torch.argsort(mask.to(torch.uint8), dim=1, stable=True)
-        tokens = torch.gather(self._tokens(s, y), 1, front[..., None].expand(-1, -1, self.config.width))
-        return Memory(tokens, torch.gather(mask, 1, front))
+        return Memory(*(order.take(what, front) for what in (self._tokens(s, y), mask, s)))
 
     def network(self, y_t: Float[Tensor, "B M C"], t: Float[Tensor, "B"], s_qry: Float[Tensor, "B M 2"], memory: Memory) -> Tensor:
         """What the network says: a velocity or the data, as `prediction` has it, in its own units; (B, M, C)."""
+        way = order.ORDERS[self.config.order](s_qry) if self.config.order != "given" else None
+        if way is not None:
+            y_t, s_qry = order.take(y_t, way), order.take(s_qry, way)
         count = memory.tokens.shape[1]
         tokens = torch.cat([memory.tokens, self._tokens(s_qry, y_t)], 1) + self.time(t)[:, None]
         if self.config.position == "sequence":
             tokens = tokens + sequence_position(tokens.shape[1], self.config.width, tokens.device, tokens.dtype)
-        mask = memory.mask
-        if mask is not None:
-            mask = torch.cat([mask, mask.new_ones(y_t.shape[:2])], 1)
-        for block in self.blocks:
-            tokens = block(tokens, mask)
+        tokens = self._encoder(tokens, memory, s_qry)
         readings, queries = tokens[:, :count], tokens[:, count:]
+        for layer in self.perceiver:
+            queries = layer(queries, readings, memory.mask)
         answer = self.cross(queries, readings, memory.mask)
         if self.config.head == "residual":
             answer = queries + answer
         out = self.decode(answer)
-        return torch.sigmoid(out) if self.config.output == "sigmoid" else out
+        out = torch.sigmoid(out) if self.config.output == "sigmoid" else out
+        return out if way is None else order.restore(out, way)
+
+    def _encoder(self, tokens: Float[Tensor, "B L D"], memory: Memory, s_qry: Tensor) -> Float[Tensor, "B L D"]:
+        """The blocks one after another; with direction "axes" every other one reads readings and queries by columns, the rest by rows."""
+        mask = memory.mask
+        if mask is not None:
+            mask = torch.cat([mask, mask.new_ones(s_qry.shape[:2])], 1)
+        if self.config.direction != "axes" or self.config.encoder != "ssm":
+            for block in self.blocks:
+                tokens = block(tokens, mask)
+            return tokens
+        ways = [_axis(by, memory, s_qry) for by in (order.row_major, order.column_major)]
+        for index, block in enumerate(self.blocks):
+            way = ways[index % 2]
+            tokens = order.restore(block(order.take(tokens, way), mask), way)
+        return tokens
 
     def velocity(self, y_t: Float[Tensor, "B M C"], t: Float[Tensor, "B"], s_qry: Float[Tensor, "B M 2"], memory: Memory) -> Tensor:
         """dy/dt at (y_t, t) in the network's units, (B, M, C); from predicted data it is (y_1 - y_t) / (1 - t)."""
@@ -193,6 +232,28 @@ class Model(nn.Module):
 
     def _tokens(self, s: Tensor, y: Tensor) -> Tensor:
         return self.enter(torch.cat([self.features(s), y], -1))
+
+
+def _blocks(c: ModelConfig) -> Iterator[nn.Module]:
+    """The encoder's blocks; with direction "both" each holds a forward and a backward one, and `layers` counts them."""
+    if c.encoder == "transformer":
+        yield from (TransformerLayer(c.width, c.heads, c.inner, c.ffn, c.norm, c.dropout) for _ in range(c.layers))
+    elif c.direction != "both":
+        yield from (_scan_block(c, c.norm, c.mlp) for _ in range(c.layers))
+    else:
+        for _ in range(c.layers // 2):
+            ahead, back = (_scan_block(c, "none", 0, reverse) for reverse in (False, True))
+            yield BothWays(c.width, ahead, back, c.norm, c.mlp, c.dropout)
+
+
+def _scan_block(c: ModelConfig, norm: str, mlp: int, reverse: bool = False) -> SSMBlock:
+    return SSMBlock(c.width, c.inner, c.state, c.step, c.heads, c.gate, norm, mlp, c.state_clamp, c.dropout, reverse)
+
+
+def _axis(by: Callable, memory: Memory, s_qry: Tensor) -> Tensor:
+    """Readings along one axis, padding in front of them, then queries along that axis: a permutation of the sequence."""
+    readings = order.padding_first(by(memory.s), memory.mask)
+    return torch.cat([readings, memory.s.shape[1] + by(s_qry)], 1)
 
 
 def parameters(model: nn.Module) -> int:
