@@ -146,8 +146,8 @@ class Run:
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average)) if config.average else None
         self.network = torch.compile(model.network) if config.compile else model.network
         self.step, self.finished, self.best, self.stale, self.lowered = 0, False, math.inf, 0, 0
-        self.total = torch.zeros((), device=device)  # losses since the last report, summed on the device
-        self.penalty = torch.zeros((), device=device)
+        # losses since the last report, summed on the device in the precision of the weights
+        self.total, self.penalty = (next(model.parameters()).new_zeros(()) for _ in range(2))
         self.history: dict = {"step": [], "loss": [], "validation": [], "rate": [], "seconds": 0.0}
         if config.penalty != "none":
             self.history["penalty"] = []

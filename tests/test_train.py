@@ -1,6 +1,7 @@
 """Training: bit-exact resume after kill -9, signals, broken checkpoints, divergence, the rate as a function of the step."""
 
 import errno
+import functools
 import json
 import os
 import signal
@@ -225,6 +226,145 @@ def test_normalisation_is_measured_on_the_training_fields_and_kept_in_the_checkp
 def test_bf16_autocast_trains():
     _, history = fit(config=replace(CONFIG, precision="bf16"))
     assert history["loss"][-1] < history["loss"][0]
+
+
+SWITCHES = {
+    "gradient": {"penalty": "gradient"},
+    "laplacian": {"penalty": "laplacian", "penalty_patch": 4},
+    "tv": {"penalty": "tv", "penalty_weight": 0.5},
+    "frequency": {"penalty": "frequency"},
+    "ot": {"coupling": "ot"},
+    "reflow": {"coupling": "reflow", "reflow_steps": 2},
+    "restarts": {"schedule": "restarts"},
+    "step": {"schedule": "step"},
+    "plateau": {"schedule": "plateau", "plateau": 1, "rate": 0.3, "clip": 0.0, "validate_every": 2},
+    "flips": {"augment": "flips"},
+    "turns": {"augment": "turns"},
+    "shifts": {"augment": "shifts"},
+    "float64": {"precision": "float64"},
+    "all": {"penalty": "tv", "coupling": "reflow", "schedule": "plateau", "plateau": 1, "validate_every": 5, "augment": "turns"},
+}
+
+
+@functools.cache
+def plain_weights():
+    return fit(config=replace(CONFIG, steps=16))[0]
+
+
+def stopped_at(folder, config, step):
+    """A training that ends without notice after this step: what is not in a checkpoint is lost."""
+    network = model.build(VERSION, generator=data.generator(0, "init"))
+    folder.mkdir(exist_ok=True)
+    run = train.Run(network, train.worlds.get("plane"), config, torch.device("cpu"), folder)
+    while run.step < step:
+        run.advance()
+        if run.step % config.validate_every == 0:
+            run.report()
+        if run.step % config.checkpoint_every == 0:
+            run.save()
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_every_switch_resumes_to_the_same_bits(tmp_path, name):
+    config = replace(CONFIG, **{"steps": 16, "validate_every": 4, "checkpoint_every": 5, **SWITCHES[name]})
+    whole, history = fit(config=config)
+    assert not same_weights(whole, plain_weights())
+    for step in (7, 12):  # before and after the middle, where a reflow freezes its model
+        stopped_at(tmp_path / str(step), config, step)
+        continued, its_history = fit(tmp_path / str(step), config)
+        assert same_weights(whole, continued) and without_clock(history) == without_clock(its_history)
+
+
+def test_a_checkpoint_from_before_a_switch_continues_at_its_default(tmp_path):
+    whole, history = fit()
+    stopped_at(tmp_path, CONFIG, 33)
+    state = checkpoint.load(tmp_path / "latest.pt")
+    for name in ("objective", "penalty", "lowered"):
+        del state[name]
+    for name in ("penalty", "coupling", "augment", "cycles"):
+        del state["settings"][name]
+    del state["batches"]["moving"]
+    checkpoint.save(state, tmp_path / "latest.pt")
+    with pytest.raises(checkpoint.CheckpointError, match=r"other settings \(coupling: independent there, ot now\)"):
+        fit(tmp_path, replace(CONFIG, coupling="ot"))
+    continued, its_history = fit(tmp_path)
+    assert same_weights(whole, continued) and without_clock(history) == without_clock(its_history)
+
+
+def test_a_penalty_is_counted_apart_and_leaves_the_draws_of_the_flow_loss_alone():
+    """With weight 0 the flow's losses are those of a training without a penalty; without dropout, whose stream both calls share."""
+    calm = replace(VERSION, dropout=0.0)
+    plain, history = fit(version=calm)
+    weightless, with_penalty = fit(config=replace(CONFIG, penalty="gradient", penalty_weight=0.0), version=calm)
+    assert "penalty" not in history and len(with_penalty["penalty"]) == 3 and min(with_penalty["penalty"]) > 0
+    assert same_weights(plain, weightless) and history["loss"] == with_penalty["loss"]
+
+
+@pytest.mark.parametrize("kind", ["gradient", "laplacian", "tv"])
+def test_a_smoothness_penalty_makes_the_estimate_smoother(kind):
+    version = replace(VERSION, head="residual", prediction="data", dropout=0.0)
+    config = replace(CONFIG, steps=40, penalty=kind, average=0.0)
+    free, heavy = (fit(config=replace(config, penalty_weight=weight), version=version)[1]["penalty"][-1] for weight in (0.0, 30.0))
+    assert heavy < 0.7 * free
+
+
+def test_a_plateau_lowers_the_rate_when_the_validation_stands_still():
+    stuck = replace(CONFIG, rate=1e-12, warmup=0, schedule="plateau", plateau=2, steps=120, average=0.0)
+    network = model.build(VERSION, generator=data.generator(0, "init"))
+    run = train.Run(network, train.worlds.get("plane"), stuck, torch.device("cpu"), None)
+    run.validate = iter([1.0, 0.9, 0.9, 0.95, 0.8, 0.9, 0.9, 0.9, 0.9]).__next__
+    for _ in range(9):
+        run.advance(), run.report()
+    assert [rate / 1e-12 for rate in run.history["rate"]] == pytest.approx([1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25])
+
+
+def test_reflow_freezes_the_answering_weights_in_the_middle_and_validates_on_its_pairs():
+    config = replace(CONFIG, coupling="reflow", reflow_steps=2, steps=20)
+    network = model.build(VERSION, generator=data.generator(0, "init"))
+    run = train.Run(network, train.worlds.get("plane"), config, torch.device("cpu"), None)
+    for _ in range(10):
+        run.advance()
+    assert run.objective.teacher is None
+    run.report()
+    answering = {k: v.clone() for k, v in run.average.module.state_dict().items()}
+    run.advance()
+    teacher = run.objective.teacher
+    assert all(torch.equal(v, answering[k]) for k, v in teacher.state_dict().items()) and not teacher.training
+    assert run.best == float("inf") and not any(p.requires_grad for p in teacher.parameters())
+    independent = flow.loss(run.average.module, run.validation, data.generator(0, "validation noise")).item()
+    assert run.validate() != pytest.approx(independent, rel=1e-3)
+
+
+def test_float64_trains_in_double_on_the_draws_of_float32():
+    """The same noise, so the two stay together for a few steps, as far as single precision goes."""
+    config = replace(CONFIG, steps=5, validate_every=5)
+    single, one = fit(config=config, version=replace(VERSION, dropout=0.0))
+    double, two = fit(config=replace(config, precision="float64"), version=replace(VERSION, dropout=0.0))
+    assert double.enter.weight.dtype == torch.float64 and two["loss"][0] == pytest.approx(one["loss"][0], rel=1e-5)
+    assert two["loss"][0] != one["loss"][0]
+    batch = data.observe(train.worlds.get("plane").fields(2, generator=data.generator(1, "test")), 8)
+    answers = [flow.sample(network, batch, data.generator(0, "samples"), 2) for network in (single, double)]
+    assert answers[1].dtype == torch.float64
+    torch.testing.assert_close(answers[0].double(), answers[1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"penalty": "gradients"}, r"unknown penalty 'gradients'; known: none, gradient, .*; did you mean 'gradient'\?"),
+        ({"coupling": "reflw"}, r"unknown coupling 'reflw'; known: independent, ot, reflow; did you mean 'reflow'\?"),
+        ({"schedule": "cosin"}, r"unknown schedule 'cosin'.*did you mean 'cosine'\?"),
+        ({"augment": "turn"}, r"unknown augment 'turn'.*did you mean 'turns'\?"),
+        ({"precision": "float16"}, r"unknown precision 'float16'; known: float32, float64, bf16"),
+        ({"penalty_weight": -1.0}, "penalty_weight is -1.0; give at least 0"),
+        ({"penalty_patch": 2}, "penalty_patch is 2; give at least 3"),
+        ({"cycles": 0}, "cycles is 0; give at least 1"),
+        ({"plateau": 0}, "plateau is 0; give at least 1"),
+    ],
+)
+def test_settings_name_what_is_wrong(settings, message):
+    with pytest.raises(ValueError, match=message):
+        train.TrainConfig(**settings)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
