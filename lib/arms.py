@@ -86,8 +86,9 @@ def of(row: Mapping) -> Arm:
         version, world = row["version"], row["world"]
     except KeyError as missing:
         raise ValueError(f"a row needs {missing}, version and world name its arm; given: {', '.join(map(str, row))}") from None
+    given = {name: tuple(v) if isinstance(v, list) else v for name, v in row.items()}  # JSON knows no tuples
     parts = [model.ModelConfig, train.TrainConfig, Judging]
-    return Arm(version, world, *(part(**{f.name: row[f.name] for f in fields(part) if f.name in row}) for part in parts))
+    return Arm(version, world, *(part(**{f.name: given[f.name] for f in fields(part) if f.name in given}) for part in parts))
 
 
 def rehash(row: Mapping) -> str:
