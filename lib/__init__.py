@@ -15,10 +15,11 @@ Reading order, each group importing only from itself and the groups before it
     judge   baselines (perfield, optimal, oracle), metrics      what needs no network, and the scores of all
             diagnosis                                           what a model does besides its score
             plots (theme, maps, marks, png), report, widgets    figures, what a notebook shows, explorers
-            claims                                              what was promised, and the verdicts on it
+            claims (ledger, rules)                              what was promised, and the verdicts on it
     run     train (objective, schedules, checkpoint, progress, stopping)  training
-            arms, cost, bench                                   one arm of an experiment, what it costs
+            arms, cost (memory), bench                          one arm of an experiment, what it costs
             study (workers), attribution                        many arms in one table; which switch is worth what
+            evidence, family                                    from tables to verdicts and sentences; versions side by side
             run (params, folders, kernel, page, machine, jobs)  notebooks in batch, with parameter files
             refs, publish, check                                saved outputs, reference results, is all well
 """

@@ -7,6 +7,7 @@ published. A verdict is a notebook output of the type VERDICT; lib/run.py collec
 from __future__ import annotations
 
 import html
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from lib import report
 VERDICT = "application/vnd.sparse-fields.verdict+json"
 LEDGER, PUBLISHED = Path("params") / "claims.yaml", Path("outputs") / "reference" / "verdicts.json"
 VERDICTS = ("confirmed", "partly", "refuted", "not testable here")
+OPEN = {"verdict": "open", "says": "", "measured": {}, "interval": {}, "seeds": 0, "world": "", "size": ""}
+OPEN |= {"hardware": "", "run": None, "arms": []}
+RUN = ("notebook", "profile", "date", "commit")
 MORE_IS_BETTER = ("gain", "psnr")  # every other key is met only inside its range
 SOURCES = {
     "000": "comparison of V1 and V2",
@@ -136,6 +140,52 @@ def verdict(
     display({"text/plain": text, "text/html": f"<div>{line}</div>", VERDICT: {claim.id: entry}}, raw=True)
 
 
+def published(path: Path | str | None = None, ledger: Mapping[str, Claim] | None = None) -> dict[str, dict]:
+    """The published verdicts by claim, in the ledger's order; all open where nothing has been published. ValueError: not of the schema."""
+    path, ledger = Path(path or report.ROOT / PUBLISHED), ledger or load()
+    if not path.exists():
+        return {claim_id: dict(OPEN) for claim_id in ledger}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not readable JSON ({error}); `python -m lib publish` writes it again") from None
+    return validate(content, ledger, path.name)
+
+
+def validate(content: object, ledger: Mapping[str, Claim], name: str = "verdicts") -> dict[str, dict]:
+    """The content of verdicts.json in the ledger's order, or ValueError: an entry for every claim and no other, each with OPEN's fields.
+
+    Another field may stand beside them: `others`, what further notebooks found on the claim (notebook, verdict, says).
+    """
+    again = "; `python -m lib publish` writes it again"
+    if not isinstance(content, dict):
+        raise ValueError(f"{name}: needs a mapping of claims to verdicts{again}")
+    for claim_id in content.keys() - ledger.keys():
+        raise ValueError(f"{name}: {_unknown('a verdict on an unknown claim', claim_id, ledger)}")
+    for claim_id in ledger:
+        if claim_id not in content:
+            raise ValueError(f"{name}: no entry for the claim {claim_id!r}{again}")
+        if trouble := _trouble(content[claim_id]):
+            raise ValueError(f"{name}, {claim_id}: {trouble}{again}")
+    return {claim_id: content[claim_id] for claim_id in ledger}
+
+
+def counts(verdicts: Mapping[str, Mapping]) -> dict[str, int]:
+    """How many claims have each verdict, open ones last."""
+    given = [entry["verdict"] for entry in verdicts.values()]
+    return {name: given.count(name) for name in (*VERDICTS, "open")}
+
+
+def table(verdicts: Mapping[str, Mapping], ledger: Mapping[str, Claim] | None = None) -> list[dict]:
+    """One row per claim, for display: texts claim, source, says, promised, measured, verdict, found, where, and numbers to draw.
+
+    The numbers are of one key, the promised one that was measured, else the first promised: low and high of the promise (None: open or
+    none), value, value_low and value_high as measured (None: nothing, or no interval); unit is its unit.
+    """
+    ledger = ledger or load()
+    return [_row(ledger[claim_id], entry) for claim_id, entry in verdicts.items()]
+
+
 def promised_text(claim: Claim) -> str:
     """ "gain 25 to 30 dB" for every promised number, "" for none."""
     return ", ".join(f"{key} {_range(value)}{_unit(key)}" for key, value in claim.predicted.items())
@@ -149,6 +199,44 @@ def measured_text(entry: Mapping) -> str:
         ends = f" [{report.number(around[0])}, {report.number(around[1])}]" if around else ""
         parts.append(f"{key} {report.number(value)}{ends}{_unit(key)}")
     return ", ".join(parts)
+
+
+def _row(claim: Claim, entry: Mapping) -> dict:
+    """One line of `table`."""
+    key = next((key for key in (*claim.predicted, *entry["measured"]) if key in entry["measured"]), next(iter(claim.predicted), None))
+    low, high = promised(claim.predicted[key]) if key in claim.predicted else (None, None)
+    around = entry["interval"].get(key) or (None, None)
+    seeds = {0: "", 1: "1 seed"}.get(entry["seeds"], f"{entry['seeds']} seeds")
+    notebook = entry["run"]["notebook"] if entry["run"] else ""
+    words = {"claim": claim.id, "source": ", ".join(claim.source), "says": claim.says, "promised": promised_text(claim)}
+    words |= {"measured": measured_text(entry), "verdict": entry["verdict"], "found": entry["says"]}
+    words["where"] = ", ".join(part for part in (seeds, entry["world"], entry["size"], notebook) if part)
+    ends = {"low": low, "high": high, "value": entry["measured"].get(key), "value_low": around[0], "value_high": around[1]}
+    numbers = {name: end if end is not None and math.isfinite(end) else None for name, end in ends.items()}
+    return words | {"prior": claim.prior, "key": key, "unit": _unit(key or "").strip()} | numbers
+
+
+def _trouble(entry: object) -> str:
+    """What is wrong with one published entry, "" for nothing."""
+    if not isinstance(entry, dict) or entry.keys() - {"others"} != OPEN.keys():
+        return f"needs the fields {', '.join(OPEN)}"
+    if entry["verdict"] not in (*VERDICTS, "open"):
+        return _unknown("unknown verdict", entry["verdict"], (*VERDICTS, "open"))
+    kinds = {"says": str, "measured": dict, "interval": dict, "seeds": int, "world": str, "size": str, "hardware": str, "arms": list}
+    for name, kind in kinds.items():
+        if not isinstance(entry[name], kind) or isinstance(entry[name], bool):
+            return f"{name} is {entry[name]!r}, not a {kind.__name__}"
+    if entry["verdict"] == "open":
+        return "" if entry == OPEN else "is open and yet holds a measurement"
+    if not isinstance(entry["run"], dict) or tuple(entry["run"]) != RUN or not all(isinstance(v, str) for v in entry["run"].values()):
+        return f"run is {entry['run']!r}; it needs the texts {', '.join(RUN)}"
+    if not entry["says"] or entry["seeds"] < 1 or not all(isinstance(arm, str) for arm in entry["arms"]):
+        return "needs a sentence, at least one seed, and arms as texts"
+    if not all(value is None or _is_number(value) for value in entry["measured"].values()):
+        return f"measured is {entry['measured']!r}, not numbers by key"
+    pairs = all(isinstance(v, list) and len(v) == 2 and all(e is None or _is_number(e) for e in v) for v in entry["interval"].values())
+    fits = pairs and entry["interval"].keys() <= entry["measured"].keys()
+    return "" if fits else f"interval is {entry['interval']!r}, not [low, high] by key"
 
 
 def _claim(entry: object, where: str) -> Claim:
@@ -236,4 +324,7 @@ def _range(predicted: tuple | float) -> str:
 
 
 def _unit(key: str) -> str:
-    return {"gain": " dB", "psnr": " dB", "ratio": " times"}.get(key, "")
+    """The unit of a promised or measured number by the first word of its key, "" where there is none."""
+    first = key.split("_")[0]
+    decibels = dict.fromkeys(("gain", "psnr", "zeros", "ones", "random", "linear"), " dB")
+    return (decibels | {"ratio": " times", "hours": " hours", "seconds": " s", "parameters": " parameters"}).get(first, "")

@@ -96,15 +96,20 @@ def in_use(folder: Path) -> bool:
 
 
 def fingerprint(notebook: Path, parameters: dict, root: Path) -> dict[str, str]:
-    """What a result depends on, as short hashes: its parameters, the notebook's cells, the library, the published run it quotes."""
+    """What a result depends on, as short hashes: its parameters, the notebook's cells, the library, the published run it quotes.
+
+    A notebook whose cells name verdicts.json quotes the published verdicts and the ledger too.
+    """
     cells = [[c.cell_type, c.source] for c in nbformat.read(notebook, 4).cells]
     library = {path.name: path.read_bytes() for path in sorted((Path(root) / "lib").glob("*.py"))}
-    reference = Path(root) / "outputs" / "reference" / Path(notebook).stem / "metrics.json"
+    quoted = [Path(root) / "outputs" / "reference" / Path(notebook).stem / "metrics.json"]
+    if any("verdicts.json" in source for _, source in cells):
+        quoted += [Path(root) / "outputs" / "reference" / "verdicts.json", Path(root) / "params" / "claims.yaml"]
     parts = {
         "parameters": parameters,
         "notebook": cells,
         "lib": library,
-        "reference": reference.read_bytes() if reference.is_file() else b"",
+        "reference": b"".join(path.read_bytes() for path in quoted if path.is_file()),
     }
     return {name: hashlib.sha256(repr(part).encode()).hexdigest()[:16] for name, part in parts.items()}
 

@@ -166,11 +166,23 @@ def _section(run: dict) -> str:
     parts.append(f"<div class=figures>{figures}</div>" if figures else "")
     numbers = "".join(f"<div><span>{html.escape(k)}</span><b>{html.escape(number(v))}</b></div>" for k, v in flat(run["metrics"]).items())
     parts.append(f"<div class=numbers>{numbers}</div>" if numbers else "")
+    parts.append(_verdicts(run.get("verdicts", {})))
     given = {k: v for k, v in run["provenance"].items() if k != "parameters"}
     for name, values in (("Parameters", run["provenance"].get("parameters", {})), ("Where these numbers come from", given)):
         rows = "".join(f"<tr><th>{html.escape(k)}<td>{html.escape(number(v))}" for k, v in flat(values).items())
         parts.append(f"<details><summary>{name}</summary><div class=scroll><table>{rows}</table></div></details>" if rows else "")
     return "".join(parts) + "</section>"
+
+
+def _verdicts(found: dict) -> str:
+    """The claims a notebook has judged: id, verdict, sentence; nothing where it judged none."""
+    colour = {"confirmed": "good", "refuted": "bad"}
+    cell = "<tr><td>{}<td class={}>{}<td>{}"
+    rows = "".join(
+        cell.format(html.escape(claim), colour.get(one["verdict"], "dim"), html.escape(one["verdict"]), html.escape(one["says"]))
+        for claim, one in found.items()
+    )
+    return f"<div class=scroll><table><tr><th>claim<th>verdict<th>what was measured{rows}</table></div>" if rows else ""
 
 
 def _colour(run: dict) -> str:

@@ -179,14 +179,18 @@ def promised(rows: Sequence[Mapping], unit: str = "dB", log_x=False, title: str 
     reaches to the end of the figure. Rows without a promised number are left out.
     """
     rows = [row for row in rows if row["low"] is not None or row["high"] is not None]
-    fig = figure(title=title, height=110 + 21 * max(len(rows), 2), legend=dict(orientation="h", x=0, y=1.0, yanchor="bottom"), margin_t=40)
+    legend = dict(orientation="h", x=0, y=1.0, yanchor="bottom")
+    fig = figure(title=title, height=110 + 21 * max(len(rows), 2), legend=legend, margin=dict(t=44))
     if not rows:
-        return fig.add_annotation(text="none of these claims promises a number in this unit", showarrow=False, x=0.5, y=0.5)
+        nothing = dict(text="none of these claims promises a number in this unit", showarrow=False)
+        return fig.add_annotation(**nothing, x=0.5, y=0.5, xref="paper", yref="paper")
     ends = [row[name] for row in rows for name in ("low", "high", "value", "value_low", "value_high") if row[name] is not None]
     least, most = min(ends), max(ends)
-    x = [v for row in rows for v in (*(end if row[n] is None else row[n] for n, end in (("low", least), ("high", most))), math.nan)]
     thick = dict(width=9, color="rgba(87,90,104,0.35)")
-    fig.add_scatter(x=x, y=[row["claim"] for row in rows for _ in range(3)], mode="lines", line=thick, name="promised")
+    for row in rows:  # a trace each: gaps in one line would be numbers that JSON lacks
+        x = [least if row["low"] is None else row["low"], most if row["high"] is None else row["high"]]
+        first = row is rows[0]
+        fig.add_scatter(x=x, y=[row["claim"]] * 2, mode="lines", line=thick, name="promised", legendgroup="promised", showlegend=first)
     for verdict, (colour, symbol) in VERDICTS.items():
         some = [row for row in rows if row["verdict"] == verdict and row["value"] is not None]
         if some:

@@ -1,7 +1,8 @@
 """Reference results: the runs that README and notebooks quote, copied from their run folders with their provenance.
 
-outputs/reference/<notebook>/ holds metrics.json and figures/ of one finished run, nothing else; the README's table of results is written
-from there, between two marks, so that no number in it was typed.
+outputs/reference/<notebook>/ holds metrics.json, figures/ and, where arms were trained, arms.csv of one finished run, nothing else.
+outputs/reference/verdicts.json holds one entry per claim of params/claims.yaml, gathered from there. The README's tables are written
+from both, between marks, so that no number in them was typed.
 """
 
 from __future__ import annotations
@@ -10,10 +11,19 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from lib import folders, run
+from lib import bench, claims, folders, run
 from lib.folders import RunError
 
 BEGIN, END = "<!-- results: written by `python -m lib publish` -->", "<!-- end of results -->"
+
+VERDICTS_BEGIN, VERDICTS_END = "<!-- verdicts: written by `python -m lib publish` -->", "<!-- end of verdicts -->"
+BENCH_BEGIN, BENCH_END = "<!-- bench: written by `python -m lib publish` -->", "<!-- end of bench -->"
+
+HEADLINES = [  # the claims the README shows, once they have a verdict
+    *("dt-is-the-cause", "dt-fixed-repairs", "dt-learned-repairs", "positions-are-the-cause", "six-db-is-the-mean", "v2-baseline"),
+    *("all-fixes-v2", "all-fixes-v1", "sigmoid", "clamp", "learned-fourier", "normalisation", "best-combinations", "v4-quality"),
+    *("v4-slower", "v4-memory", "v3-morton", "v2-bimamba-best", "fourier-scale", "ode-steps", "train-longer", "state-size"),
+]
 
 ROWS = [  # what the README shows: words, notebook, name of the number
     ("knowing nothing: the constant 0.5", "03_v2_baseline", "constant"),
@@ -35,9 +45,9 @@ ROWS = [  # what the README shows: words, notebook, name of the number
 
 
 def publish(profile: str | None, wanted: list[str] | None = None, *, root: Path = run.ROOT, say: Callable[[str], None] = print) -> None:
-    """Make the finished runs of a profile the reference and rewrite the README's table; RunError if one is not finished.
+    """Make the finished runs of a profile the reference, gather the verdicts, rewrite the README's tables; RunError if one is not finished.
 
-    Without a profile only the table is written again.
+    Without a profile only verdicts.json and the tables are written again. ValueError: a run's verdicts do not fit the ledger.
     """
     chosen = run.select(run.available(root), wanted) if profile else []
     for notebook in chosen:
@@ -48,18 +58,100 @@ def publish(profile: str | None, wanted: list[str] | None = None, *, root: Path 
         source, place = root / "outputs" / profile / notebook.stem, root / "outputs" / "reference" / notebook.stem
         shutil.rmtree(place, ignore_errors=True)
         shutil.copytree(source / "figures", place / "figures")
+        if (source / "arms.csv").exists():
+            shutil.copy(source / "arms.csv", place / "arms.csv")
         shutil.copy(source / "metrics.json", place / "metrics.json")  # last: a folder without it is no reference
         say(f"{notebook.stem}: outputs/reference holds the run of {folders.read_json(place / 'metrics.json')['provenance']['date']}")
+    if (root / claims.LEDGER).exists():
+        found = verdicts(root)
+        folders.write_json(root / claims.PUBLISHED, found)
+        say(", ".join(f"{count} {name}" for name, count in claims.counts(found).items()))
     readme = root / "README.md"
     folders.write(readme, fill(readme.read_text(), root))
 
 
 def fill(text: str, root: Path = run.ROOT) -> str:
-    """The README with the table of results between its marks; RunError if the marks are not there."""
+    """The README with its tables between their marks: results, and verdicts and bench where it has marks for them.
+
+    RunError if the marks of the results are not there, or if a block begins and does not end.
+    """
     if BEGIN not in text or END not in text:
         raise RunError(f"README.md has no place for results; it needs the lines {BEGIN} and {END}")
-    before, rest = text.split(BEGIN, 1)
-    return f"{before}{BEGIN}\n{results(root)}\n{END}{rest.split(END, 1)[1]}"
+    text = _between(text, BEGIN, END, results(root))
+    if VERDICTS_BEGIN in text:
+        text = _between(text, VERDICTS_BEGIN, VERDICTS_END, headline(root))
+    if BENCH_BEGIN in text and hasattr(bench, "summary"):
+        text = _between(text, BENCH_BEGIN, BENCH_END, bench.summary(root / "outputs" / "reference" / "bench"))
+    return text
+
+
+def _between(text: str, begin: str, end: str, content: str) -> str:
+    """The text with other content between two marks."""
+    before, rest = text.split(begin, 1)
+    if end not in rest:
+        raise RunError(f"README.md: the block that begins with {begin} has no end; it needs the line {end}")
+    return f"{before}{begin}\n{content}\n{end}{rest.split(end, 1)[1]}"
+
+
+def verdicts(root: Path = run.ROOT) -> dict[str, dict]:
+    """An entry for every claim of the ledger, from the published runs; ValueError names the run whose verdict does not fit.
+
+    Where several notebooks judge one claim, a judgement counts before "not testable here", then more seeds, then the later run; the
+    other ones stand in `others`.
+    """
+    ledger = claims.load(root / claims.LEDGER)
+    found: dict[str, list[dict]] = {claim_id: [] for claim_id in ledger}
+    for path in sorted((root / "outputs" / "reference").glob("[0-9][0-9]_*/metrics.json")):
+        content = folders.read_json(path)
+        for claim_id, entry in content.get("verdicts", {}).items():
+            if claim_id not in ledger:
+                raise ValueError(f"{path.parent.name} holds a verdict on {claim_id!r}, which is no claim of {claims.LEDGER}; run it again")
+            found[claim_id].append(_published(content, entry, path.parent.name))
+    chosen = {claim_id: _first(entries) for claim_id, entries in found.items()}
+    return claims.validate(chosen, ledger, claims.PUBLISHED.name)
+
+
+def _published(content: dict, entry: dict, notebook: str) -> dict:
+    """One verdict of a run with where it comes from."""
+    p = content["provenance"]
+    hardware = p["gpu"] if p["device"] == "cuda" else f"{p['cpu']}, {p['threads']} thread(s)"
+    run = {"notebook": notebook, "profile": p["profile"], "date": p["date"], "commit": str(p.get("commit"))}
+    return {**claims.OPEN, **entry, "hardware": hardware, "run": run}
+
+
+def _first(entries: list[dict]) -> dict:
+    """The verdict that counts, with the others beside it; an open entry for none."""
+    if not entries:
+        return dict(claims.OPEN)
+    order = lambda e: (e["verdict"] != "not testable here", e["seeds"], e["run"]["date"], e["run"]["notebook"])  # noqa: E731
+    best, *rest = sorted(entries, key=order, reverse=True)
+    others = [{"notebook": e["run"]["notebook"], "verdict": e["verdict"], "says": e["says"]} for e in rest]
+    return best | ({"others": others} if others else {})
+
+
+def headline(root: Path) -> str:
+    """The README's verdicts in Markdown: how many of each, and promised against measured for the claims of HEADLINES that have one."""
+    ledger = claims.load(root / claims.LEDGER)
+    found = claims.published(root / claims.PUBLISHED, ledger)
+    count = claims.counts(found)
+    told = ", ".join(f"{number} {name}" for name, number in count.items())
+    lines = [f"Of {len(ledger)} claims: {told}. All of them: [10_verdicts](notebooks/10_verdicts.ipynb)."]
+    chosen = [name for name in HEADLINES if name in found and found[name]["verdict"] != "open"]
+    rows = claims.table({name: found[name] for name in chosen}, ledger)
+    if rows:
+        lines += ["", "| claim | promised | measured | verdict | from |", "|---|---|---|---|---|"]
+    for row in rows:
+        words = [row["says"], row["promised"] or "–", row["measured"] or row["found"], row["verdict"], _from(found[row["claim"]])]
+        lines.append("| " + " | ".join(word.replace("|", "\\|") for word in words) + " |")
+    places = dict.fromkeys(found[name]["hardware"] for name in chosen)
+    return "\n".join(lines + (["", f"Measured on: {'; '.join(places)}. Intervals are 95 %."] if places else []))
+
+
+def _from(entry: dict) -> str:
+    """What a verdict rests on, with a link to its notebook."""
+    seeds, name = entry["seeds"], entry["run"]["notebook"]
+    parts = [f"{seeds} seed{'s' if seeds > 1 else ''}", entry["world"], entry["size"], f"[{name[:2]}](notebooks/{name}.ipynb)"]
+    return ", ".join(part for part in parts if part)
 
 
 def results(root: Path) -> str:

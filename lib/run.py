@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import csv
+import io
+import json
 import re
 import shutil
 import struct
@@ -28,6 +31,7 @@ from lib.params import ParameterError, shown
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = "application/vnd.sparse-fields.metrics+json"
+VERDICT = "application/vnd.sparse-fields.verdict+json"
 
 
 class NotebookFailed(RuntimeError):
@@ -165,6 +169,26 @@ def collect(notebook: NotebookNode) -> tuple[list[dict], dict]:
     return list(figures.values()), numbers
 
 
+def verdicts(notebook: NotebookNode) -> dict[str, dict]:
+    """The verdicts that a notebook's outputs carry, by claim; of two on one claim, the last."""
+    found = {}
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            found |= output.get("data", {}).get(VERDICT, {})
+    return found
+
+
+def arms_table(folder: Path) -> str:
+    """The finished arms of a run folder (arms/*/row.json) as CSV: a column per key, lists as JSON; "" where none has finished."""
+    rows = [row for path in sorted(Path(folder).glob("arms/*/row.json")) if (row := folders.read_json(path))]
+    text = io.StringIO()
+    lines = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    lines.writeheader()
+    nested = lambda value: json.dumps(value) if isinstance(value, list | dict) else value  # noqa: E731
+    lines.writerows({key: nested(value) for key, value in row.items()} for row in rows)
+    return text.getvalue() if rows else ""
+
+
 def table(rows: list[dict], width: int = 140) -> str:
     """Notebook, status, seconds and the first numbers, one line each."""
     cells = [("notebook", "status", "seconds", "numbers")]
@@ -236,8 +260,11 @@ def _record(task: Task, outcome: kernel.Outcome, state: dict) -> dict:
     folders.write(task.folder / "run.html", page.notebook(outcome.notebook, state["title"]))
     for figure in figures:
         folders.write(task.folder / "figures" / f"{figure['name']}.png", figure["png"])
+    if arms := arms_table(task.folder):
+        folders.write(task.folder / "arms.csv", arms)
     captions = [{"name": f["name"], "says": f["says"], "size": struct.unpack(">II", f["png"][16:24])} for f in figures]
     content = {"notebook": task.name, "title": state["title"], "metrics": numbers, "figures": captions}
+    content["verdicts"] = verdicts(outcome.notebook)
     content |= {"provenance": provenance(task, outcome, state["first"] if state["continued"] else {}), "fingerprint": task.fingerprint}
     ending = {"status": "failed" if outcome.error else "done", "where": outcome.where, "error": outcome.error}
     folders.write_json(task.folder / "state.json", state | content | ending)

@@ -11,9 +11,10 @@ GROUPS = [
     {"layers", "ssm", "order", "encoders", "model"},
     {"ode", "flow", "coupling", "penalties"},
     {"baselines", "perfield", "optimal", "oracle", "metrics", "diagnosis", "theme", "png", "maps", "marks", "plots", "report", "widgets"}
-    | {"claims"},
+    | {"claims", "ledger", "rules"},
     {"checkpoint", "progress", "train", "arms", "bench", "cost", "machine", "params", "folders", "kernel", "page", "run", "refs", "check"}
-    | {"objective", "schedules", "stopping", "publish", "jobs", "study", "workers", "attribution", "__main__"},
+    | {"objective", "schedules", "stopping", "publish", "jobs", "study", "workers", "attribution", "evidence", "memory", "family"}
+    | {"__main__"},
 ]
 PLACE = {name: place for place, group in enumerate(GROUPS) for name in group}
 MODULES = sorted(path.stem for path in LIB.glob("*.py") if path.stem != "__init__")

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from tiny_notebooks import REPORT, checkout
 
-from lib import publish
+from lib import bench, claims, publish, run
 from lib.folders import RunError
 
 ROOT = Path(__file__).parents[1]
@@ -54,3 +55,116 @@ def test_the_readme_shows_the_reference_as_it_is():
 def test_a_readme_without_marks_is_named():
     with pytest.raises(RunError, match="no place for results"):
         publish.fill("nothing")
+
+
+LEDGER = """- {id: clamp, source: "002", says: "a clamp | gains", predicted: {gain: [2, 3]}, test: "try"}
+- {id: sigmoid, source: "000", says: "a sigmoid gains", predicted: {gain: [2, 5]}, test: "try"}
+- {id: other, source: "000", says: "else", predicted: {}, test: "try"}
+"""
+
+
+def a_verdict(verdict="refuted", seeds=1, gain=0.1, **more):
+    says = f"A gain of {gain} dB."
+    entry = {"verdict": verdict, "says": says, "measured": {"gain": gain}, "interval": {"gain": [gain - 0.1, gain + 0.1]}, "arms": ["a1"]}
+    return entry | {"seeds": seeds, "world": "plane", "size": "400 steps x 32"} | more
+
+
+def a_judged_project(folder: Path, *, verdicts: dict, later: dict | None = None) -> Path:
+    """The project with a ledger, a run of 03 that judges claims, and a published run of 04 that does so later."""
+    root = a_project(folder)
+    (root / "params").mkdir()
+    (root / "params" / "claims.yaml").write_text(LEDGER)
+    text = (root / "README.md").read_text()
+    (root / "README.md").write_text(f"{text}{publish.VERDICTS_BEGIN}\nold\n{publish.VERDICTS_END}\nend\n")
+    path = root / "outputs" / "cpu" / "03_v2_baseline" / "metrics.json"
+    content = json.loads(path.read_text())
+    content["provenance"]["commit"] = "abc"
+    path.write_text(json.dumps(content | {"verdicts": verdicts}))
+    (path.parent / "arms.csv").write_text("id,psnr\na1,20.0\n")
+    if later is not None:
+        content["provenance"] |= {"date": "2031-01-01T00:00", "device": "cuda", "gpu": "a GPU"}
+        place = root / "outputs" / "reference" / "04_fixes"
+        place.mkdir(parents=True)
+        (place / "metrics.json").write_text(json.dumps(content | {"metrics": {}, "verdicts": later}))
+    return root
+
+
+def gathered(root: Path) -> dict:
+    publish.publish("cpu", root=root, say=lambda text: None)
+    return claims.published(root / claims.PUBLISHED, claims.load(root / claims.LEDGER))
+
+
+def test_a_verdict_is_published_with_its_run_its_arms_and_its_place_in_the_readme(tmp_path):
+    root = a_judged_project(tmp_path, verdicts={"clamp": a_verdict()})
+    found = gathered(root)
+    run = {"notebook": "03_v2_baseline", "profile": "cpu", "date": "2030-01-01T00:00", "commit": "abc"}
+    assert found["clamp"] == a_verdict() | {"hardware": "a processor, 2 thread(s)", "run": run}
+    assert found["sigmoid"] == claims.OPEN and list(found) == ["clamp", "sigmoid", "other"]
+    assert (root / "outputs" / "reference" / "03_v2_baseline" / "arms.csv").read_text() == "id,psnr\na1,20.0\n"
+    text = (root / "README.md").read_text()
+    assert "Of 3 claims: 0 confirmed, 0 partly, 1 refuted, 0 not testable here, 2 open." in text and text.endswith("\nend\n")
+    row = "| a clamp \\| gains | gain 2 to 3 dB | gain 0.100 [0, 0.200] dB | refuted | 1 seed, plane, 400 steps x 32, [03]"
+    assert row in text and "a sigmoid gains" not in text and "Measured on: a processor, 2 thread(s)." in text
+    assert publish.fill(text, root) == text
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "wins"),
+    [
+        ({"seeds": 3, "gain": 0.3}, {"seeds": 1, "gain": 0.1}, 0.3),
+        ({"seeds": 1, "gain": 0.3}, {"seeds": 1, "gain": 0.1}, 0.1),
+        ({"seeds": 1, "gain": 0.3}, {"seeds": 5, "gain": 0.1, "verdict": "not testable here"}, 0.3),
+    ],
+    ids=["more seeds", "the later run", "a judgement"],
+)
+def test_of_two_notebooks_on_one_claim_one_counts_and_the_other_stands_beside_it(tmp_path, first, later, wins):
+    found = gathered(a_judged_project(tmp_path, verdicts={"clamp": a_verdict(**first)}, later={"clamp": a_verdict(**later)}))["clamp"]
+    assert found["measured"]["gain"] == wins
+    (beside,) = found["others"]
+    assert beside["says"] == f"A gain of {0.4 - wins:.1f} dB." and beside["notebook"] != found["run"]["notebook"]
+
+
+def test_a_verdict_on_no_claim_of_the_ledger_is_refused_by_its_run(tmp_path):
+    root = a_judged_project(tmp_path, verdicts={"clmp": a_verdict()})
+    with pytest.raises(ValueError, match="03_v2_baseline holds a verdict on 'clmp'"):
+        publish.publish("cpu", root=root, say=lambda text: None)
+    assert not (root / claims.PUBLISHED).exists() and "old" in (root / "README.md").read_text()
+
+
+def test_a_verdict_outside_the_schema_is_not_written(tmp_path):
+    root = a_judged_project(tmp_path, verdicts={"clamp": a_verdict(seeds=0)})
+    with pytest.raises(ValueError, match="at least one seed"):
+        publish.publish("cpu", root=root, say=lambda text: None)
+    assert not (root / claims.PUBLISHED).exists()
+
+
+def test_only_the_blocks_that_begin_are_filled_and_each_must_end(tmp_path):
+    root = a_judged_project(tmp_path, verdicts={})
+    gathered(root)
+    results = f"{publish.BEGIN}\nold\n{publish.END}\n"
+    assert "Of 3 claims" not in publish.fill(results, root)
+    with pytest.raises(RunError, match="has no end"):
+        publish.fill(f"{results}{publish.VERDICTS_BEGIN}\nold\n", root)
+
+
+def test_the_bench_block_is_filled_by_the_bench(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "summary", lambda path: f"read {path.name}", raising=False)
+    root = a_judged_project(tmp_path, verdicts={})
+    gathered(root)
+    text = f"{publish.BEGIN}\n{publish.END}\n{publish.BENCH_BEGIN}\nold\n{publish.BENCH_END}\n"
+    assert f"{publish.BENCH_BEGIN}\nread bench\n{publish.BENCH_END}" in publish.fill(text, root)
+
+
+def test_a_run_reaches_the_published_verdicts(tmp_path):
+    shown = f'display({{"text/plain": "", run_verdict: {{"clamp": {a_verdict()!r}}}}}, raw=True)'
+    shown = f"run_verdict = {claims.VERDICT!r}\n{shown}"
+    arm = 'import pathlib\nplace = pathlib.Path(folder) / "arms" / "a1"\nplace.mkdir(parents=True)\n'
+    arm += '(place / "row.json").write_text(\'{"id": "a1"}\')'
+    root = checkout(tmp_path, judge=[REPORT, shown, arm])
+    (root / "params" / "claims.yaml").write_text(LEDGER)
+    (root / "README.md").write_text(f"{publish.BEGIN}\n{publish.END}\n")
+    run.execute("cpu", root=root, say=lambda text: None)
+    assert "A gain of 0.1 dB." in (root / "outputs" / "cpu" / "index.html").read_text()
+    found = gathered(root)["clamp"]
+    assert found["verdict"] == "refuted" and found["run"]["notebook"] == "01_judge"
+    assert (root / "outputs" / "reference" / "01_judge" / "arms.csv").read_text() == "id\na1\n"
