@@ -65,15 +65,14 @@ class SSMBlock(nn.Module):
         """The recurrence with this block's step rule."""
         A = -torch.exp(self.A_log)
         if self.step not in ("selective", "ssd"):
-            hold, bound = self.step == "discretised", {"clamp": self.clamp, "limit": STATE_LIMIT, "reverse": self.reverse}
-            bound = bound if self.reverse or self.clamp != "none" else {}
-            return ssm.lti_scan(u, self.dt(u, mask), A, self.B, self.C, self.D, hold, **bound)
+            hold = self.step == "discretised"
+            return ssm.lti_scan(u, self.dt(u, mask), A, self.B, self.C, self.D, hold, self.clamp, STATE_LIMIT, self.reverse)
         B, C, low = self.select(u).split([self.state, self.state, self.steps], -1)
         delta = softplus(self.delta(low))
         if mask is not None:
             delta = delta * mask[..., None]
         if self.step == "selective":
-            return ssm.selective_scan(u, delta, A, B, C, self.D, **({"reverse": True} if self.reverse else {}))
+            return ssm.selective_scan(u, delta, A, B, C, self.D, self.reverse)
         y = ssm.ssd_scan(rearrange(u, "B L (H P) -> B L H P", H=self.heads), delta, A, B, C, self.D, self.reverse)
         return rearrange(y, "B L H P -> B L (H P)")
 
