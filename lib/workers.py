@@ -119,8 +119,11 @@ def side_by_side(todo: list[arms.Arm], folder: Path, device: str, since: float, 
         codes = [worker.returncode for worker in workers if worker.returncode]
         said.seek(0)
         words = [line.strip() for line in said if line.strip()]
-    killed = "; -9 is most likely a lack of memory: use fewer jobs" if -signal.SIGKILL in codes else ""
-    return f"its process ended with code {codes[0]}{killed} {words[-1] if words else ''}".strip() if codes else ""
+    if not codes:
+        return ""
+    if -signal.SIGKILL in codes:
+        words.append("it was killed, most likely for lack of memory; use fewer jobs")
+    return ": ".join([f"its process ended with code {codes[0]}", *words[-1:]])
 
 
 def _start(said) -> subprocess.Popen:

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from lib import arms, study, workers
+from lib import arms, study, train, workers
 
 ROOT = Path(__file__).parents[1]
 TINY = {"width": 16, "layers": 1, "heads": 2, "inner": 16, "ffn": 16, "frequencies": 4, "fields": 8, "steps": 3, "batch": 2}
@@ -45,13 +46,13 @@ def children(parent):
     return [int(pid) for pid in listed]
 
 
-def started(folder, **switches):
-    """A study of four arms, two at a time, in a program of its own."""
+def started(folder, jobs=2, **switches):
+    """A study of four arms in a program of its own."""
     text = f"""
 from lib import study
 if __name__ == "__main__":
     design = study.design("v2-transformer", "plane", [0, 1], {TWO!r}, **{ {**TINY, **switches}!r})
-    study.run(design, {str(folder)!r}, jobs=2, show=False)
+    study.run(design, {str(folder)!r}, jobs={jobs}, show=False)
 """
     return subprocess.Popen([sys.executable, "-c", text], cwd=ROOT)
 
@@ -75,7 +76,12 @@ def test_a_design_is_every_variant_with_every_seed():
 
 
 def test_a_smoke_study_is_one_tidy_table(tmp_path):
-    table = study.run(tiny(), tmp_path, show=False)
+    torch.set_num_threads(2)
+    try:
+        table = study.run(tiny(), tmp_path, show=False)
+        assert torch.get_num_threads() == 2  # one thread per arm, and the caller's afterwards
+    finally:
+        torch.set_num_threads(1)
     assert list(table.columns) == study.columns and list(table.name) == list(TWO) and (table.error == "").all()
     assert table.psnr.between(-20, 20).all() and [len(f) for f in table.psnr_fields] == [2, 2]
     assert list(table["head"]) == ["attention", "residual"] and (table.threads == 1).all() and (table.seconds > 0).all()
@@ -134,6 +140,32 @@ def test_two_at_a_time_give_the_same_numbers_and_failures_are_rows(tmp_path):
     assert not (tmp_path / "two" / "arms" / two.id[3] / "row.json").exists()  # anything else is tried again
 
 
+def test_a_failure_is_tried_again_by_the_next_run_and_a_divergence_is_not(tmp_path, monkeypatch):
+    tried = []
+
+    def fails(arm, *_, **__):
+        tried.append(arm.id)
+        raise (train.TrainingDiverged if arm.model.head == "residual" else MemoryError)("no")
+
+    monkeypatch.setattr(arms, "run", fails)
+    design = tiny()
+    ids = [arm.id for _, arm in design]
+    assert list(study.run(design, tmp_path, show=False).error) == ["MemoryError: no", "no"] and tried == ids
+    assert list(study.run(design, tmp_path, show=False).error) == ["MemoryError: no", "no"] and tried == [*ids, ids[0]]
+    assert list(study.table(tmp_path).id) == [ids[1]] and np.isnan(study.table(tmp_path).psnr[0])
+    monkeypatch.undo()
+    assert list(study.run(design, tmp_path, show=False).error) == ["", "no"]
+
+
+def test_a_worker_that_dies_is_told(tmp_path, monkeypatch):
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho out of order >&2; exit 7\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    table = study.run(tiny(), tmp_path, jobs=2, show=False)
+    assert list(table.error) == ["its process ended with code 7: out of order"] * 2 and table.psnr.isna().all()
+
+
 def test_a_killed_study_leaves_no_process_and_is_finished_by_the_next(tmp_path):
     process = started(tmp_path, steps=40)
     until(lambda: len(list(tmp_path.glob("arms/*/row.json"))) >= 1)
@@ -153,14 +185,19 @@ def test_a_killed_study_leaves_no_process_and_is_finished_by_the_next(tmp_path):
 
 
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
-def test_a_stopped_study_stops_its_workers(tmp_path, number, raised):
+def test_a_stopped_study_stops_its_workers(tmp_path, monkeypatch, number, raised):
+    sent = []
+
     def stop():
         until(lambda: len(list(tmp_path.glob("arms/*/lock"))) >= 2)
+        sent.append(time.monotonic())
         os.kill(os.getpid(), number)
 
+    monkeypatch.setattr(workers, "GRACE", 120)
     threading.Thread(target=stop).start()
     with pytest.raises(raised):
         study.run(tiny([0, 1], steps=100000), tmp_path, jobs=2, show=False)
+    assert time.monotonic() - sent[0] < 60  # asked to end, not killed after the time of grace
     assert alive(tmp_path) == []
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
@@ -170,7 +207,7 @@ def test_two_runs_on_one_folder_share_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(
         workers.arms, "run", lambda arm, *rest, original=arms.run, **more: ran.append(arm.id) or original(arm, *rest, **more)
     )
-    other = started(tmp_path, steps=60)
+    other = started(tmp_path, jobs=1, steps=60)
     until(lambda: list(tmp_path.glob("arms/*/lock")))
     table = study.run(tiny([0, 1], steps=60), tmp_path, show=False)
     assert other.wait(timeout=60) == 0
