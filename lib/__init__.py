@@ -9,7 +9,7 @@ Letters, one meaning each
 
 Reading order, each group importing only from itself and the groups before it
     world   worlds (realworlds, files), data (layouts, augment) fields, readings, batches
-    encode  layers, ssm, order, encoders, model                 readings to memory, memory to velocity
+    encode  layers, ssm (scans), order, encoders, model         readings to memory, memory to velocity
     flow    flow, ode                                           loss, samples, solvers
             coupling, penalties                                 which noise belongs to which data, smoothness and spectra
     judge   baselines (perfield, optimal, oracle), metrics      what needs no network, and the scores of all

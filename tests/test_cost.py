@@ -22,7 +22,7 @@ def test_arithmetic_of_a_product_and_of_a_transform():
 def test_attention_grows_with_the_square_and_the_scan_almost_linearly():
     layers = {v: [cost.per_layer(model.build(v), n, rounds=1)["mflops"] for n in (1000, 4000)] for v in ("v1-mamba", "v4-transformer")}
     scan, attention = (b / a for a, b in layers.values())
-    assert 4 <= scan < 4.6 < attention
+    assert 3.9 <= scan < 4.6 < attention
 
 
 def test_a_finer_grid_asks_the_same_fields():

@@ -13,7 +13,7 @@ def test_state_weights_are_those_of_the_scan(hold):
     """Feeding a single 1 at token k into the scan leaves weight k in the last state."""
     length, dt, A = 12, 0.07, -0.4
     one, inputs = torch.ones(1, 1, dtype=torch.float64), torch.eye(length, dtype=torch.float64)[..., None]
-    y = ssm.lti_scan(inputs, torch.tensor(dt, dtype=torch.float64), A * one, one, one, None, hold, "loop")
+    y = ssm.lti_scan(inputs, torch.tensor(dt, dtype=torch.float64), A * one, one, one, None, hold, method="loop")
     assert_close(y[:, -1, 0], diagnosis.state_weights(length, dt, A, hold))
 
 

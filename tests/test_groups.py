@@ -8,7 +8,7 @@ import pytest
 LIB = Path(__file__).parents[1] / "lib"
 GROUPS = [
     {"worlds", "realworlds", "files", "layouts", "data", "augment"},
-    {"layers", "ssm", "order", "encoders", "model"},
+    {"layers", "ssm", "scans", "order", "encoders", "model"},
     {"ode", "flow", "coupling", "penalties"},
     {"baselines", "perfield", "optimal", "oracle", "metrics", "diagnosis", "theme", "png", "maps", "marks", "plots", "report", "widgets"}
     | {"claims", "ledger", "rules"},

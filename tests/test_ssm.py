@@ -1,10 +1,11 @@
-"""Scans: the fast form equals the loop in values and in all gradients; what dt does to the state."""
+"""Scans: every fast form equals the loop in values and in all gradients; clamps, directions, causality; what dt does to the state."""
 
 import pytest
 import torch
+from torch.nn.functional import softplus
 from torch.testing import assert_close
 
-from lib import ssm
+from lib import scans, ssm
 
 LENGTHS = (1, 2, 3, 7, 33, 102, 1075)
 
@@ -14,8 +15,26 @@ def random(*shape, seed=0):
 
 
 def lti_inputs(length, batch=2, width=3, state=4):
+    """u, A, B, C, D of a bank whose states remember a good part of the sequence."""
     u, A = random(batch, length, width), -torch.exp(-1 + 0.3 * random(width, state))
     return u, A, random(width, state, seed=1), random(width, state, seed=2), random(width, seed=3)
+
+
+def selective_inputs(length, state=4, scale=1.0):
+    u, A, _, _, D = lti_inputs(length, state=state)
+    delta = scale * softplus(random(*u.shape, seed=5) - 2)
+    return u, delta, A, random(2, length, state, seed=6), random(2, length, state, seed=7), D
+
+
+def ssd_inputs(length, scale=1.0):
+    u, A = random(2, length, 2, 3), -torch.exp(random(2))
+    delta = scale * softplus(random(2, length, 2) - 2)
+    return u, delta, A, random(2, length, 4, seed=6), random(2, length, 4, seed=7), random(2, seed=8)
+
+
+def steps(length):
+    """One step for all fields, and one per field."""
+    return torch.tensor(1 / length, dtype=torch.float64), torch.tensor([1 / length, 0.01], dtype=torch.float64)
 
 
 def value_and_gradients(f, *inputs):
@@ -25,24 +44,88 @@ def value_and_gradients(f, *inputs):
     return out.detach(), *torch.autograd.grad((out * weights).sum(), inputs)
 
 
+def assert_same(fast, slow, tolerance=1e-10):
+    """Rounding of sums in another order, relative to the largest entry."""
+    for one, other in zip(fast, slow, strict=True):
+        assert_close(one, other, rtol=tolerance, atol=tolerance * float(other.abs().max()))
+
+
+def lti(method, hold=False, clamp="none", limit=10.0, reverse=False):
+    return lambda u, A, B, C, D, dt: ssm.lti_scan(u, dt, A, B, C, D, hold, clamp, limit, reverse, method)
+
+
+@pytest.fixture(params=[None, 60])
+def blocks(request, monkeypatch):
+    """As the machine would have them, and so small that the sequence is cut into several."""
+    if request.param:
+        monkeypatch.setattr(scans, "CACHE", request.param)
+        monkeypatch.setattr(scans, "TREE", request.param)
+
+
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("hold", [False, True])
-def test_lti_fft_equals_the_loop(length, hold):
-    u, A, B, C, D = lti_inputs(length)
-    for dt in (torch.tensor(1 / length, dtype=torch.float64), torch.tensor([1 / length, 0.01], dtype=torch.float64)):
-        run = lambda method: value_and_gradients(lambda u, A, B, C, D, dt: ssm.lti_scan(u, dt, A, B, C, D, hold, method), u, A, B, C, D, dt)  # noqa: E731, B023
-        for fast, slow in zip(run("fft"), run("loop"), strict=True):
-            assert_close(fast, slow, rtol=1e-9, atol=1e-9 * float(slow.abs().max()))  # FFT rounding, relative to the largest value
+@pytest.mark.parametrize("method", ["fft", "chunked"])
+def test_fixed_bank_equals_the_loop(length, hold, method):
+    inputs = lti_inputs(length)
+    for dt in steps(length):
+        run = lambda m: value_and_gradients(lti(m, hold), *inputs, dt)  # noqa: E731, B023
+        assert_same(run(method), run("loop"), 1e-9)
+
+
+@pytest.mark.parametrize("length", (1, 2, 3, 7, 33, 102))
+@pytest.mark.parametrize("clamp", ["hard", "soft"])
+@pytest.mark.parametrize("hold", [False, True])
+@pytest.mark.parametrize("method", ["blocked", "tree"])
+def test_clamped_bank_equals_the_loop(length, clamp, hold, method, blocks):
+    inputs = lti_inputs(length)
+    dt = steps(length)[length % 2]
+    for limit in (0.5, 100.0):  # reached, and not
+        run = lambda m: value_and_gradients(lti(m, hold, clamp, limit), *inputs, dt)  # noqa: E731, B023
+        assert_same(run(method), run("loop"))
+
+
+@pytest.mark.parametrize("clamp", ["hard", "soft"])
+def test_clamped_bank_equals_the_loop_at_full_length(clamp):
+    inputs, dt = lti_inputs(1075), steps(1075)[0]
+    run = lambda m: value_and_gradients(lti(m, False, clamp, 2.0), *inputs, dt)  # noqa: E731
+    slow = run("loop")
+    assert_same(run("blocked"), slow)
+    assert_same(run("tree"), slow)
+
+
+def test_a_hard_clamp_bounds_what_the_free_state_exceeds():
+    u, A, B, _, _ = lti_inputs(102, width=2, state=1)
+    one, dt = torch.ones(2, 1, dtype=torch.float64), steps(102)[0]
+    free, held = (ssm.lti_scan(u, dt, A, B, one, clamp=clamp, limit=1.0) for clamp in ("none", "hard"))
+    assert free.abs().max() > 2
+    assert held.abs().max() == 1
+
+
+def test_a_clamp_out_of_reach_changes_nothing():
+    u, A, B, C, D = lti_inputs(102)
+    dt = steps(102)[0]
+    assert torch.equal(ssm.lti_scan(u, dt, A, B, C, D, True, "hard", 1e3), ssm.lti_scan(u, dt, A, B, C, D, True))
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_selective_blocks_equal_the_loop(length):
-    u, A, _, _, D = lti_inputs(length)
-    delta = torch.nn.functional.softplus(random(*u.shape, seed=5) - 2)
-    B, C = random(2, length, 4, seed=6), random(2, length, 4, seed=7)
-    run = lambda method: value_and_gradients(lambda *x: ssm.selective_scan(*x, method=method), u, delta, A, B, C, D)  # noqa: E731
-    for fast, slow in zip(run("blocked"), run("loop"), strict=True):
-        assert_close(fast, slow, rtol=1e-10, atol=1e-10)
+@pytest.mark.parametrize("method", ["blocked", "tree"])
+def test_selective_scan_equals_the_loop(length, method, blocks):
+    inputs = selective_inputs(length)
+    run = lambda m: value_and_gradients(lambda *x: ssm.selective_scan(*x, method=m), *inputs)  # noqa: E731
+    assert_same(run(method), run("loop"))
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_ssd_chunks_equal_the_loop(length):
+    inputs = ssd_inputs(length)
+    run = lambda m: value_and_gradients(lambda *x: ssm.ssd_scan(*x, method=m), *inputs)  # noqa: E731
+    assert_same(run("chunked"), run("loop"))
+
+
+def test_ssd_is_the_selective_scan_with_one_decay_per_head():
+    u, delta, A, B, C, D = ssd_inputs(40)
+    wide = [u.flatten(2), delta.repeat_interleave(3, 2), A.repeat_interleave(3)[:, None].expand(6, 4), B, C, D.repeat_interleave(3)]
+    assert_same([ssm.ssd_scan(u, delta, A, B, C, D).flatten(2)], [ssm.selective_scan(*wide, method="loop")])
 
 
 def test_a_selective_scan_with_constant_inputs_is_the_lti_scan():
@@ -54,17 +137,114 @@ def test_a_selective_scan_with_constant_inputs_is_the_lti_scan():
     assert_close(selective, fixed, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("scan", ["fft", "blocked"])
-def test_scans_are_causal(scan):
-    u, A, B, C, _ = lti_inputs(40)
-    if scan == "fft":
-        run = lambda u: ssm.lti_scan(u, torch.tensor(0.02, dtype=torch.float64), A, B, C)  # noqa: E731
+def fixed_form(method, clamp="none"):
+    return lambda u, **how: ssm.lti_scan(u, steps(9)[1], *lti_inputs(1)[1:], clamp=clamp, limit=0.5, method=method, **how)
+
+
+def selective_form(method):
+    return lambda u, **how: ssm.selective_scan(u, *fixed_inputs(u), method=method, **how)
+
+
+def ssd_form(method):
+    """Every channel a head of its own."""
+
+    def run(u, **how):
+        delta, A, B, C, D = fixed_inputs(u)
+        return ssm.ssd_scan(u[..., None], delta, A[:, 0], B, C, D, method=method, **how)
+
+    return run
+
+
+FORMS = {
+    **{f"lti-{m}": fixed_form(m) for m in ("loop", "fft", "chunked")},
+    **{f"clamp-{m}": fixed_form(m, "hard") for m in ("loop", "blocked", "tree")},
+    **{f"selective-{m}": selective_form(m) for m in ("loop", "blocked", "tree")},
+    **{f"ssd-{m}": ssd_form(m) for m in ("loop", "chunked")},
+}
+
+
+def fixed_inputs(u):
+    """delta, A, B, C, D that do not depend on the length, so that only u and the direction matter."""
+    one = torch.ones(*u.shape[:2], 4, dtype=u.dtype)
+    return torch.full_like(u, 0.1), *lti_inputs(1)[1:2], one * random(4), one * random(4, seed=1), random(3)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_reverse_is_the_flipped_scan_of_the_flipped_tokens(form):
+    u = random(2, 70, 3)
+    assert_close(FORMS[form](u, reverse=True), FORMS[form](u.flip(1)).flip(1), rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(FORMS[form](u, reverse=True), FORMS[form](u))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_scans_are_causal(form, reverse):
+    u, changed = random(2, 70, 3), random(2, 70, 3)
+    past, future = (slice(33, 70), slice(0, 33)) if reverse else (slice(0, 33), slice(33, 70))
+    changed[:, future] += 1
+    before, after = (FORMS[form](x, reverse=reverse) for x in (u, changed))
+    assert_close(before[:, past], after[:, past], rtol=0, atol=1e-12)
+    assert not torch.allclose(before[:, future], after[:, future])
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_input_dependent_parameters_are_reversed_with_the_tokens(reverse):
+    for scan, inputs in ((ssm.selective_scan, selective_inputs(33)), (ssm.ssd_scan, ssd_inputs(33))):
+        run = lambda m: value_and_gradients(lambda *x: scan(*x, reverse, m), *inputs)  # noqa: E731, B023
+        assert_same(run("auto"), run("loop"))
+        given = [x.flip(1) if x.dim() > 2 and x.shape[1] == 33 else x for x in inputs]
+        assert_same([scan(*inputs, reverse)], [scan(*given, not reverse).flip(1)])
+
+
+@pytest.mark.parametrize("length", [4])
+def test_gradients_agree_with_finite_differences(length):
+    grad = lambda f, *x: torch.autograd.gradcheck(f, [y.detach().clone().requires_grad_() for y in x])  # noqa: E731
+    bank = (*lti_inputs(length, width=2, state=2), steps(length)[1])
+    for hold in (False, True):
+        assert grad(lti("chunked", hold), *bank)
+    for clamp, method in (("hard", "blocked"), ("soft", "blocked"), ("hard", "tree"), ("soft", "tree")):
+        assert grad(lti(method, True, clamp, 0.02), *bank)
+    assert grad(lambda *x: ssm.selective_scan(*x, method="blocked"), *selective_inputs(length, 2))
+    assert grad(lambda *x: ssm.ssd_scan(*x, method="chunked"), *ssd_inputs(length))
+
+
+def relative(fast, slow):
+    return max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(fast, slow, strict=True))
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+@pytest.mark.parametrize("scan", ["selective", "ssd", "lti"])
+def test_single_precision_stays_close_to_a_double_precision_loop_at_any_step(scan, scale):
+    """Values to 1e-6 (SSD 5e-6) of the largest; gradients, which sum over all tokens, to 1e-5; everything finite."""
+    if scan == "lti":
+        f, g = (lambda u, A, B, C, D, dt, m=m: ssm.lti_scan(u, dt, A, B, C, D, True, method=m) for m in ("chunked", "loop"))
+        inputs = (*lti_inputs(1075), scale * steps(1075)[0])
     else:
-        run = lambda u: ssm.selective_scan(u, torch.full_like(u, 0.02), A, B[:1].expand(2, 40, 4), C[:1].expand(2, 40, 4))  # noqa: E731
-    later = u.clone()
-    later[:, 20:] += 1
-    assert_close(run(u)[:, :20], run(later)[:, :20], rtol=0, atol=1e-12)
-    assert not torch.allclose(run(u)[:, 20:], run(later)[:, 20:])
+        one, inputs = (
+            (ssm.selective_scan, selective_inputs(1075, scale=scale)) if scan == "selective" else (ssm.ssd_scan, ssd_inputs(1075, scale))
+        )
+        f, g = (lambda *x, m=m: one(*x, method=m) for m in ("auto", "loop"))
+    fast = value_and_gradients(f, *(x.float() for x in inputs))
+    slow = value_and_gradients(g, *(x.float().double() for x in inputs))
+    assert all(torch.isfinite(x).all() for x in fast)
+    assert relative(fast[:1], slow[:1]) < (5e-6 if scan == "ssd" else 1e-6)
+    assert relative(fast[1:], slow[1:]) < 1e-5
+
+
+def test_auto_picks_by_size_and_never_the_loop():
+    short, long = torch.zeros(1, ssm.FFT_BELOW - 1, 1), torch.zeros(1, ssm.FFT_BELOW, 1)
+    assert [ssm._lti_method(u, "none", "auto") for u in (short, long)] == ["fft", "chunked"]
+    assert ssm._lti_method(long, "soft", "auto") == "blocked"
+
+
+@pytest.mark.parametrize(
+    "clamp, method, words", [("tight", "auto", "none, hard, soft"), ("hard", "fft", "blocked"), ("none", "tree", "chunked")]
+)
+def test_an_unknown_clamp_or_method_is_named_with_what_is_allowed(clamp, method, words):
+    with pytest.raises(ValueError, match=words):
+        lti(method, clamp=clamp)(*lti_inputs(3), steps(3)[0])
+    with pytest.raises(ValueError, match="blocked"):
+        ssm.selective_scan(*selective_inputs(3), method="fft")
 
 
 def test_undiscretised_input_makes_the_state_grow_with_length_whatever_dt_is():
@@ -77,10 +257,3 @@ def test_undiscretised_input_makes_the_state_grow_with_length_whatever_dt_is():
 
     assert last(1000, False) / last(100, False) == pytest.approx(10, rel=0.02)
     assert last(1000, True) / last(100, True) == pytest.approx(1, rel=0.01)
-
-
-def test_large_steps_stay_finite():
-    u, A, _, _, D = (x.float() for x in lti_inputs(300))
-    delta = torch.full_like(u, 50.0)
-    out = ssm.selective_scan(u, delta, A, random(2, 300, 4).float(), random(2, 300, 4).float(), D)
-    assert torch.isfinite(out).all()
