@@ -169,13 +169,13 @@ def test_the_runner_keeps_the_last_verdict_on_a_claim():
 
 
 def test_the_table_of_arms_has_every_finished_arm_and_every_column(tmp_path):
-    rows = {"a": {"id": "a", "psnr": 1.5, "psnr_fields": [1.0, 2.0]}, "b": {"id": "b", "error": 'loss, "nan"'}}
+    rows = {"a": {"id": "a", "psnr": 1.5, "psnr_fields": [1.0, None]}, "b": {"id": "b", "error": 'loss, "nan"'}}
     for name, row in rows.items():
         folders.write_json(tmp_path / "arms" / name / "row.json", row)
     (tmp_path / "arms" / "c").mkdir()  # still training
     found = list(csv.DictReader(run.arms_table(tmp_path).splitlines()))
     assert [list(row) for row in found] == [["id", "psnr", "psnr_fields", "error"]] * 2
-    assert json.loads(found[0]["psnr_fields"]) == [1.0, 2.0] and found[1]["error"] == 'loss, "nan"' and found[1]["psnr"] == ""
+    assert json.loads(found[0]["psnr_fields"]) == [1.0, None] and found[1]["error"] == 'loss, "nan"' and found[1]["psnr"] == ""
     assert run.arms_table(tmp_path / "arms") == ""
 
 
