@@ -71,6 +71,7 @@ def test_the_id_is_a_hash_of_what_is_not_default():
     told = {"version": "v2-transformer", "world": "plane", "dropout": 0.1, "seed": 2, "steps": 7, "feedback": False}
     arm = arms.arm("v2-transformer", "plane", 2, steps=7, feedback=False)
     assert arm.id == hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+    assert arms.arm("v2-fixed", "plane", scale=5).id == arms.arm("v2-fixed", "plane", scale=5.0).id
 
 
 def test_a_row_without_a_world_names_no_arm():
