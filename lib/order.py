@@ -63,7 +63,7 @@ def scattered(s: Float[Tensor, "B N 2"]) -> Int64[Tensor, "B N"]:
     key = right << BITS | down
     for _ in range(2):  # xor-shift and multiplication by an odd number: both can be undone, so two cells never share a key
         key = ((key >> 16 ^ key) * 0x45D9F3B) & 0xFFFFFFFF
-    return _sort(key >> 16 ^ key)
+    return _sort(key)
 
 
 ORDERS: dict[str, Callable] = {"row": row_major, "morton": morton, "hilbert": hilbert, "random": scattered}
