@@ -91,6 +91,19 @@ def test_a_resumed_augmented_stream_is_the_same_stream(kind):
         assert all(torch.equal(getattr(batch, k), getattr(again, k)) for k in vars(batch))
 
 
+def test_readings_at_edges_look_for_those_of_the_moved_field():
+    y = (torch.arange(32) >= 8).float().expand(4, 1, 32, 32).contiguous()
+    stream = data.batches(y, 4, 20, 20, "step", "step", "edges", generator=data.generator(0, "batches"), augment="flips")
+    seen = set()
+    for batch, _ in zip(stream, range(6), strict=False):
+        for s, values in zip(batch.s_obs, stream.current, strict=True):
+            mirrored = bool(values[0, 0])
+            seen.add(mirrored)
+            edge = (23.5 if mirrored else 7.5) / 15.5 - 1
+            assert ((s[:, 0] - edge).abs() < 2.5 / 31).double().mean() > 0.7
+    assert seen == {True, False}
+
+
 def test_periodic_shifts_put_a_seam_into_a_ramp():
     """What rolling does to a world that is not periodic: the jump from one edge to the other stands inside the field."""
     ramp = torch.linspace(0, 1, 8).expand(8, 8)

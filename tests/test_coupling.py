@@ -45,8 +45,8 @@ def test_transport_is_the_cheapest_permutation_of_the_noise():
 def test_masked_queries_have_no_say_in_the_pairing():
     y_0, y_1 = pairs()
     known = torch.ones_like(y_1)
-    known[:, 3:] = 0
-    y_0[:, 3:] *= 100
+    known[::2, 3:] = 0  # gaps differ between fields, or every noise vector would pay the same for them
+    y_0[:, 3:] *= 10
     paired, _ = transport(y_0, y_1 * known, known)
     best = min(squares(y_0[list(p)], y_1, known) for p in itertools.permutations(range(6)))
     assert squares(paired, y_1, known) == pytest.approx(best)
