@@ -6,13 +6,15 @@ sampler is to blame, whether values run away along the path, which layers learn,
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lib import data, flow
+from lib import baselines, data, flow, optimal, perfield, worlds
 from lib.data import Batch
 
 
@@ -53,7 +55,8 @@ def from_true_state(network, batch: Batch, times: list[float], seed: int = 0) ->
     """Give the network the true state y_t and take its one-step estimate of the data, y_t + (1 - t) v: the network without the sampler.
 
     blind: the best linear estimate from y_t alone, m + t s^2 / ((1 - t)^2 + t^2 s^2) (y_t - t m), which ignores the readings: late in
-    the path the state gives the answer away, so only what lies above `blind` is the network's merit.
+    the path the state gives the answer away, so only what lies above `blind` is the network's merit. loss, loss_blind: the flow's loss
+    at that time, |estimate - y_1|^2 / (1 - t)^2 in the network's units. Times lie in [0, 1).
     """
     network.eval()
     y_1 = torch.nan_to_num(network.normalise(batch.y_qry))
@@ -65,8 +68,71 @@ def from_true_state(network, batch: Batch, times: list[float], seed: int = 0) ->
         estimate = y_t + (1 - t) * network.velocity(y_t, time, batch.s_qry, memory)
         blind = m + t * s**2 / ((1 - t) ** 2 + t**2 * s**2) * (y_t - t * m)
         both = {"psnr": network.restore(estimate), "blind": blind * network.y_std + network.y_mean}
-        rows.append({"t": t, **{name: psnr(y, batch.y_qry) for name, y in both.items()}})
+        lost = {"loss": estimate, "loss_blind": blind}
+        row = {"t": t, **{name: psnr(y, batch.y_qry) for name, y in both.items()}}
+        rows.append(row | {name: float((y - y_1).square().mean() / (1 - t) ** 2) for name, y in lost.items()})
     return rows
+
+
+def loss_floor(factor: Float[Tensor, "M r"]) -> float:
+    """The smallest mean loss of a flow to y_1 ~ N(m, G G') at M sites, G = factor: (pi / 2) |G|_* / M, |.|_* the sum of singular values.
+
+    The best velocity is (E[y_1 | y_t] - y_t) / (1 - t). Along a direction of variance lambda it leaves lambda / (t^2 lambda + (1 - t)^2)
+    of the loss at time t, whose integral over t is (pi / 2) sqrt(lambda).
+    """
+    return math.pi / 2 * float(torch.linalg.svdvals(factor.double()).sum()) / len(factor)
+
+
+def floors(batch: Batch, fields: Float[Tensor, "n C H W"], sites: int = 51, seed: int = 0) -> dict[str, float]:
+    """The smallest loss at `sites` random queries for answers that know ever more; Gaussian with the fields' mean and covariance.
+
+    zero: the network answers 0 · field_alone: it knows y_1 and not its own noisy value y_t, so the noise's variance 1 is left ·
+    state_alone: it knows y_t at its own site only · states: y_t at all sites · readings: those and the readings, noise-free.
+    """
+    fit, chosen = optimal.fitted(fields, batch, "oi"), torch.randperm(batch.s_qry.shape[1], generator=data.generator(seed, "queries"))
+    found: dict[str, list[float]] = {"state_alone": [], "states": [], "readings": []}
+    for s, _, q in perfield.each(batch):
+        _, prior, variance = fit.at(q[chosen[:sites].numpy()])
+        _, singular, right = np.linalg.svd(fit.at(s)[1], full_matrices=False)
+        noise = 1e-12 * max(float(singular.max(initial=0.0)) ** 2, 1e-300)  # rounding of float32 fields
+        left = np.sqrt(noise / (singular**2 + noise))  # the part of each deviation that the readings leave
+        posterior = prior - (prior @ right.T) * (1 - left) @ right
+        found["state_alone"].append(math.pi / 2 * float(np.sqrt(variance).mean()))
+        found["states"].append(loss_floor(torch.from_numpy(prior)))
+        found["readings"].append(loss_floor(torch.from_numpy(posterior)))
+    known = {"zero": 1 + float(fields.square().nanmean()), "field_alone": 1.0}
+    return known | {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def psnr_of_loss(loss: float) -> float:
+    """PSNR in dB of one sample where the loss is that of independent Gaussian sites: deviation s = 2 loss / pi, error of a sample 2 s^2."""
+    return -10 * math.log10(2 * (2 * loss / math.pi) ** 2)
+
+
+def fall(losses: list[float]) -> float:
+    """How much of the loss the last quarter of a training still took away: 1 - mean of the last quarter / mean of the quarter before."""
+    quarter = max(1, len(losses) // 4)
+    last, before = losses[-quarter:], losses[-2 * quarter : -quarter] or losses[-quarter:]
+    return 1 - (sum(last) / len(last)) / (sum(before) / len(before))
+
+
+def trivial(world: str, count: int = 64, seed: int = 0, methods: tuple[str, ...] = ("linear",)) -> dict[str, float]:
+    """PSNR in dB of answers that know nothing of the field, and of named methods with 51 readings, on `count` held-out fields."""
+    place = worlds.get(world)
+    held_out = place.fields(count, generator=data.generator(seed, "test"), split="test")
+    past = place.fields(500, generator=data.generator(seed, "train"), split="train")
+    batch = data.observe(held_out, 51, generator=data.generator(seed, "sensors"))
+    truth = batch.y_qry
+    answers = {
+        "zeros": truth * 0,
+        "ones": truth * 0 + 1,
+        "random": torch.rand(truth.shape, generator=data.generator(seed, "noise")),
+        "constant 0.5": truth * 0 + 0.5,
+        "mean field": past.nanmean(0).flatten(1).mT.expand_as(truth),
+        "another field": past[torch.arange(len(truth)) % len(past)].flatten(2).mT,
+    }
+    answers |= {name: baselines.get(name)(batch, past).mean for name in methods}
+    return {name: psnr(y, truth) for name, y in answers.items()}
 
 
 def along_the_path(network, batch: Batch, steps: int, method: str, seed: int = 0) -> list[dict]:
@@ -78,6 +144,28 @@ def along_the_path(network, batch: Batch, steps: int, method: str, seed: int = 0
 
     flow.sample(network, batch, data.generator(seed, "samples", batch.y_qry.device), steps, method, callback=note)
     return rows
+
+
+def examine(network, batch: Batch, steps: int, method: str, seed: int = 0) -> dict:
+    """The instruments on one network, as one row.
+
+    shift: of the answers at 51 sites when all are asked · forgets: PSNR of the sampler that forgets its state · largest: |y_t| after the
+    start · start, late, late_blind: PSNR from the true state at t = 0 and 0.9, and of the blind estimate there · path: along_the_path.
+    """
+    most = batch.s_qry.shape[1]
+    moved = by_queries(network, batch, [min(51, most), most], steps, method, seed)[-1]
+    draw = data.generator(seed, "samples", batch.y_qry.device)
+    path = along_the_path(network, batch, steps, method, seed)
+    first, last = from_true_state(network, batch, [0.0, 0.9], seed)
+    return {
+        "shift": moved["shift"],
+        "forgets": psnr(flow.sample(network, batch, draw, steps, method, feedback=False)[0], batch.y_qry),
+        "largest": max(max(-r["low"], r["high"]) for r in path[1:]),
+        "start": first["psnr"],
+        "late": last["psnr"],
+        "late_blind": last["blind"],
+        "path": path,
+    }
 
 
 def gradient_norms(network, batch: Batch, seed: int = 0) -> dict[str, float]:
@@ -104,6 +192,9 @@ def state_weights(length: int, dt: float, A: float, hold: bool = False) -> Float
     return gain * torch.exp(dt * A * k)
 
 
+RULES = {"length": "1/length", "fixed": "1/1024", "learned": "learned 0.01", "discretised": "1/length, B discretised"}  # rule -> its dt
+
+
 def dt_of(rule: str, length: int) -> float:
     """The step a rule gives a sequence of `length` tokens; the learned one at its start."""
     return {"length": 1 / length, "fixed": 1 / 1024, "learned": 0.01, "discretised": 1 / length}[rule]
@@ -122,9 +213,15 @@ def state_summary(rule: str, readings: int, queries: int, A: float) -> dict:
     }
 
 
-def linear_dimension(fields: Float[Tensor, "n C H W"], share: float = 0.999) -> int:
-    """How many principal components hold `share` of the variance of these fields; sites without values in any field do not count."""
+def variance_left(fields: Float[Tensor, "n C H W"]) -> Float[Tensor, "k"]:
+    """Share of the variance of these fields beyond their first 0, 1, 2, ... principal components; masked sites do not count."""
     y = fields.flatten(1).double()
     y = y[:, torch.isfinite(y).all(0)]
     variance = torch.linalg.svdvals(y - y.mean(0)).square()
-    return int((variance.cumsum(0) < share * variance.sum()).sum()) + 1
+    left = variance.flip(0).cumsum(0).flip(0)
+    return torch.cat([left, left.new_zeros(1)]) / left[0]
+
+
+def linear_dimension(fields: Float[Tensor, "n C H W"], share: float = 0.999) -> int:
+    """How many principal components hold `share` of the variance of these fields; sites without values in any field do not count."""
+    return int((variance_left(fields) > 1 - share).sum())

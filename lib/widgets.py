@@ -20,7 +20,7 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 
-from lib import baselines, data, metrics, plots, worlds
+from lib import baselines, data, diagnosis, metrics, plots, worlds
 from lib.report import number
 
 READINGS = (1, 2, 4, 8, 13, 26, 51, 102, 205, 512, 1024)
@@ -121,7 +121,7 @@ def comparison(batch: data.Batch, answer: data.Prediction, shape: tuple[int, int
 def dt_explorer(length: int = 1075, queries: int = 1024) -> ipywidgets.VBox:
     """What dt = 1/length does to a state h_k = exp(dt A) h_(k-1) + b u_k when the sequence grows: memory, gain, share of the readings."""
     controls = {
-        "rule": choice("step dt", STEPS),
+        "rule": choice("step dt", [(words, rule) for rule, words in diagnosis.RULES.items()]),
         "length": slider("all tokens", LENGTHS, length, live=True),
         "queries": slider("queries", (1, 5, 13, 26, 51, 102, 205, 512, 1024, 2048), queries, live=True),
         "a_log": ipywidgets.FloatSlider(-1.0, min=-4.0, max=4.0, step=0.25, description="A_log", readout_format=".2f", **_look()),
@@ -130,63 +130,53 @@ def dt_explorer(length: int = 1075, queries: int = 1024) -> ipywidgets.VBox:
     def update(rule, length, queries, a_log):
         if queries >= length:
             raise ValueError(f"{queries} queries do not fit into {length} tokens beside a reading; lengthen the sequence or ask for fewer")
-        a = -math.exp(a_log)
-        dt, b, gain = state_gain(rule, length, a)
-        trained = state_gain(rule, TRAINED_LENGTH, a)
-        ratio, held = gain / trained[2], share(dt, length, queries, a)
-        k = [np.unique(np.geomspace(1, n, 200).astype(int)) - 1 for n in (length, TRAINED_LENGTH)]
-        names = f"here, {length} tokens", f"training, {TRAINED_LENGTH} tokens"
-        responses = {names[0]: (k[0], b * np.exp(k[0] * dt * a)), names[1]: (k[1], trained[1] * np.exp(k[1] * trained[0] * a))}
+        a, dt = -math.exp(a_log), diagnosis.dt_of(rule, length)
+        here, trained = (diagnosis.state_summary(rule, n - q, q, a) for n, q in ((length, queries), (TRAINED_LENGTH, TRAINED_LENGTH // 2)))
+        responses = {}
+        for name, n in (("here", length), ("training", TRAINED_LENGTH)):
+            k = np.unique(np.geomspace(1, n, 200).astype(int)) - 1
+            held = diagnosis.state_weights(n, diagnosis.dt_of(rule, n), a, rule == "discretised").flip(0)
+            responses[f"{name}, {n} tokens"] = (k, held[k])
         left = plots.curves(responses, "tokens since a reading of 1", "what the state still holds of it")
         left.data[0].line.color = plots.INK
         left.data[1].line.update(color="#8A8A8A", dash="dot")
         left.add_vrect(queries, length, fillcolor=plots.INK, opacity=0.08, line_width=0, layer="below")
-        words = dict(text=f"readings: {100 * held:.1f} % of the weight", showarrow=False, font_size=12)
+        words = dict(text=f"readings: {100 * here['share']:.1f} % of the weight", showarrow=False, font_size=12)
         left.add_annotation(x=length, y=1, yref="paper", xanchor="right", yanchor="bottom", **words)
         left.update_xaxes(range=[0, length])
-        lengths = np.array(LENGTHS)
-        gains = {f"dt {step}": (lengths, [state_gain(step, n, a)[2] for n in LENGTHS]) for step in STEPS}
+        gains = {
+            f"dt {words}": (LENGTHS, [diagnosis.state_summary(step, n, 0, a)["gain"] for n in LENGTHS])
+            for step, words in diagnosis.RULES.items()
+        }
         right = plots.curves(gains, "length of the sequence (tokens)", "gain: the state when every token is 1", log_x=True, log_y=True)
         mark = dict(size=11, color=plots.INK, symbol="diamond")
-        right.add_scatter(x=[length], y=[gain], mode="markers", marker=mark, name=f"here, gain {number(gain)}")
-        text = f"dt = {number(dt)} · half of a reading is forgotten after {number(math.log(0.5) / (dt * a))} tokens · gain {number(gain)}, "
-        text += f"<b>{number(ratio)} times</b> that of training · readings hold <b>{100 * held:.1f} %</b> of the last state's weight"
-        return plots.beside(left, right), text
+        right.add_scatter(x=[length], y=[here["gain"]], mode="markers", marker=mark, name=f"here, gain {number(here['gain'])}")
+        text = f"dt = {number(dt)} · half of a reading is forgotten after {number(math.log(0.5) / (dt * a))} tokens"
+        text += f" · gain {number(here['gain'])}, <b>{number(here['gain'] / trained['gain'])} times</b> that of training"
+        return plots.beside(left, right), f"{text} · readings hold <b>{100 * here['share']:.1f} %</b> of the last state's weight"
 
     return explorer(controls, update)
 
 
-STEPS = ("1/length", "1/1024", "learned 0.01", "1/length, B discretised")
-
-
-def state_gain(step: str, length: int, a: float) -> tuple[float, float, float]:
-    """(dt, b, sum of the state's weights b exp(dt A k), k < length) for a step rule; b = 1, or (exp(dt A) - 1) / A when discretised."""
-    dt = {"1/1024": 1 / 1024, "learned 0.01": 0.01}.get(step, 1 / length)
-    b = math.expm1(dt * a) / a if step.endswith("discretised") else 1.0
-    return dt, b, b * math.expm1(length * dt * a) / math.expm1(dt * a)
-
-
-def share(dt: float, length: int, queries: int, a: float) -> float:
-    """The part of the last state's weights that the readings have, when they come first and the queries last."""
-    return math.exp(queries * dt * a) * math.expm1((length - queries) * dt * a) / math.expm1(length * dt * a)
-
-
 def positions_explorer(results: Mapping[str, Mapping]) -> ipywidgets.VBox:
-    """Trained positions against all others: results[name] holds truth and mean (n, H, W) and positions (n, P, 2) or (P, 2) in [-1, 1]."""
+    """Trained positions against all others: results[name] holds truth and mean (n, H, W) and, where they are fixed, the positions
+    (n, P, 2) or (P, 2) in [-1, 1] that were trained."""
     results = {name: {key: plots.array(value) for key, value in row.items() if key != "scores"} for name, row in results.items()}
     most = min(len(row["truth"]) for row in results.values())
     controls = {"split": choice("training", results), "field": slider("field", range(most), 0, live=True)}
 
     def update(split, field):
         row = results[split]
-        truth, mean = row["truth"][field], row["mean"][field]
-        s = row["positions"][field] if row["positions"].ndim == 3 else row["positions"]
+        truth, mean, s = row["truth"][field], row["mean"][field], row.get("positions", np.zeros((0, 2)))
+        s = s[field] if s.ndim == 3 else s
+        images = {"truth": truth, f"answer, {_psnr(mean - truth):.1f} dB": mean, "error": mean - truth}
+        fig = plots.field_maps(images, {"error": s}, columns=3, kinds={"error": "error"}, low=truth.min(), high=truth.max())
+        if not len(s):
+            return fig, f"no position is trained more than another: <b>{_psnr(mean - truth):.1f} dB</b> at all {truth.size}"
         h, w = truth.shape
         trained = np.zeros((h, w), bool)
         trained[((s[:, 1] + 1) / 2 * (h - 1)).round().astype(int), ((s[:, 0] + 1) / 2 * (w - 1)).round().astype(int)] = True
         there, elsewhere = (_psnr(mean[part] - truth[part]) for part in (trained, ~trained))
-        images = {"truth": truth, f"answer, {_psnr(mean - truth):.1f} dB": mean, "error": mean - truth}
-        fig = plots.field_maps(images, {"error": s}, columns=3, kinds={"error": "error"}, low=truth.min(), high=truth.max())
         text = f"at the {trained.sum()} trained positions (dots) <b>{there:.1f} dB</b>"
         return fig, f"{text} · at the other {(~trained).sum()} <b>{elsewhere:.1f} dB</b>"
 

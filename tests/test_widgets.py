@@ -1,6 +1,7 @@
 """Explorers driven from Python: every control moves the figure, errors appear in words, formulas match the recurrence they illustrate."""
 
 import json
+import math
 import time
 
 import numpy as np
@@ -8,7 +9,7 @@ import plotly.graph_objects as go
 import pytest
 import torch
 
-from lib import baselines, data, plots, widgets, worlds
+from lib import baselines, data, diagnosis, plots, widgets, worlds
 
 GRID = np.linspace(-1, 1, 16)
 TRUTH = np.add.outer(GRID, GRID**2)
@@ -156,22 +157,23 @@ def test_cheap_methods_answer_within_a_quarter_of_a_second():
     assert min(times) < 0.25, times
 
 
-@pytest.mark.parametrize("step", widgets.STEPS)
-@pytest.mark.parametrize("length", [10, 102, 1075])
-def test_gain_and_share_are_those_of_the_recurrence(step, length):
-    a, queries = -np.exp(-1.0), length // 3
-    dt, b, gain = widgets.state_gain(step, length, a)
+@pytest.mark.parametrize("rule", diagnosis.RULES)
+def test_the_step_explorer_says_the_gain_and_share_of_the_recurrence(rule):
+    box = widgets.dt_explorer(164, 102)
+    box.controls["rule"].value = rule
+    a, (dt, hold) = -math.exp(-1), (diagnosis.dt_of(rule, 164), rule == "discretised")
+    b = (math.exp(dt * a) - 1) / a if hold else 1.0
     readings_only = everything = 0.0
-    for k in range(length):
-        everything = np.exp(dt * a) * everything + b
-        readings_only = np.exp(dt * a) * readings_only + b * (k < length - queries)
-    assert gain == pytest.approx(everything, rel=1e-10)
-    assert widgets.share(dt, length, queries, a) == pytest.approx(readings_only / everything, rel=1e-10)
+    for k in range(164):
+        everything = math.exp(dt * a) * everything + b
+        readings_only = math.exp(dt * a) * readings_only + b * (k < 164 - 102)
+    assert f"readings hold <b>{100 * readings_only / everything:.1f} %</b>" in box.words.value
+    assert box.figure.data[-1].y[0] == pytest.approx(everything, rel=1e-6)
 
 
 def test_the_discretised_input_is_the_integral_of_the_decay():
-    dt, b, _ = widgets.state_gain("1/length, B discretised", 50, -0.7)
-    t = np.linspace(0, dt, 100_001)
+    t = np.linspace(0, 1 / 50, 100_001)
+    b = float(diagnosis.state_weights(50, 1 / 50, -0.7, hold=True)[-1])
     assert b == pytest.approx(np.trapezoid(np.exp(-0.7 * t), t), rel=1e-9)
 
 
@@ -187,6 +189,15 @@ def test_the_positions_explorer_splits_the_score():
     mean[0, 2, 5] = 0.01
     box = widgets.positions_explorer({"fixed": {"truth": truth, "mean": torch.tensor(mean), "positions": [[GRID[5], GRID[2]]]}})
     assert "at the 1 trained positions (dots) <b>40.0 dB</b>" in box.words.value and "other 255 <b>20.0 dB</b>" in box.words.value
+
+
+def test_the_positions_explorer_takes_training_that_favours_no_position():
+    field = np.add.outer(GRID, GRID)[None]
+    box = widgets.positions_explorer(
+        {"fixed": {"truth": field, "mean": field + 0.1, "positions": [[0.0, 0.0]]}, "redrawn": {"truth": field, "mean": field + 0.1}}
+    )
+    box.controls["split"].value = "redrawn"
+    assert box.trouble.value == "" and "no position is trained more than another: <b>20.0 dB</b> at all 256" in box.words.value
 
 
 def test_the_switchboard_reports_measured_systems_and_names_the_nearest_for_others():
