@@ -17,7 +17,7 @@ Reading order, each group importing only from itself and the groups before it
             plots (theme, maps, marks, png), report, widgets    figures, what a notebook shows, explorers
             claims (ledger, rules)                              what was promised, and the verdicts on it
     run     train (objective, schedules, checkpoint, progress, stopping)  training
-            arms, cost (memory), bench                          one arm of an experiment, what it costs
+            arms, cost (memory), bench (races)                  one arm of an experiment, what it costs
             study (workers), attribution                        many arms in one table; which switch is worth what
             evidence, family                                    from tables to verdicts and sentences; versions side by side
             run (params, folders, kernel, page, machine, jobs)  notebooks in batch, with parameter files

@@ -77,10 +77,14 @@ def check_command(given: argparse.Namespace) -> int:
     return 2 if any(verdict == "problem" for verdict, _ in lines) else 0
 
 
+def bench_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", nargs="+", metavar="SECTION", help="for example selective encoder; the file keeps the others")
+
+
 def bench_command(given: argparse.Namespace) -> int:
     from lib import bench, run
 
-    bench.run(given.root or run.ROOT)
+    bench.run(given.root or run.ROOT, only=given.only)
     return 0
 
 
@@ -105,7 +109,7 @@ COMMANDS = {
     "run": ("execute the notebooks with the parameters of a profile", run_arguments, run_command),
     "refs": ("make the notebooks' saved outputs again, in place", refs_arguments, refs_command),
     "status": ("what has been run, per profile", no_arguments, status_command),
-    "bench": ("measure what a step and an evaluation cost on this machine", no_arguments, bench_command),
+    "bench": ("measure what a step and an evaluation cost on this machine", bench_arguments, bench_command),
     "publish": ("make finished runs the reference that README and notebooks quote", publish_arguments, publish_command),
     "check": ("is this machine ready?", no_arguments, check_command),
 }

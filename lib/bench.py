@@ -1,10 +1,11 @@
-"""Benchmarks, as ratios measured side by side in one process: `make bench`.
+"""Benchmarks, as ratios measured side by side in one process, against goals: `make bench`; races.py holds the contestants.
 
 Every figure is the median over rounds in which all contestants take turns, so that a slow moment of a shared machine hits them all.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable
@@ -18,21 +19,29 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 from lib import data, flow, folders, machine, model, train, worlds
 
 
-def compare(contestants: dict[str, Callable[[], object]], rounds: int = 15, device="cpu") -> dict[str, list[float]]:
-    """Seconds of each call per round, after two rounds that do not count; on CUDA by device events."""
+def compare(
+    contestants: dict[str, Callable[[], object]], rounds: int = 15, device="cpu", warm: int = 2, clock=time.perf_counter
+) -> dict[str, list[float]]:
+    """Seconds of each call per round, after `warm` rounds that do not count, by clock(); on CUDA by device events."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for round_ in range(rounds + 2):
+    for round_ in range(rounds + warm):
         for name, call in contestants.items():
-            spent = _cuda_seconds(call) if torch.device(device).type == "cuda" else _cpu_seconds(call)
-            if round_ >= 2:
+            spent = _cuda_seconds(call) if torch.device(device).type == "cuda" else _cpu_seconds(call, clock)
+            if round_ >= warm:
                 seconds[name].append(spent)
     return seconds
 
 
-def _cpu_seconds(call) -> float:
-    began = time.perf_counter()
+def ratio(name: str, above: list[float], below: list[float]) -> dict[str, float]:
+    """Median, smallest and largest ratio over the rounds."""
+    ratios = [a / b for a, b in zip(above, below, strict=True)]
+    return {name: statistics.median(ratios), f"{name}_low": min(ratios), f"{name}_high": max(ratios)}
+
+
+def _cpu_seconds(call, clock) -> float:
+    began = clock()
     call()
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def _cuda_seconds(call) -> float:
@@ -113,21 +122,84 @@ def sampling(device="cpu", fields: int = 4, rounds: int = 3) -> dict:
 
 SECTIONS = {"training_step": training_step, "sampling": sampling}
 
+# section, figure, what it says, "at least" or "at most", goal; without mambapy its rows stay open
+GOALS = [
+    ("selective", "mambapy_1075", "selective scan, 1,075 tokens: time of mambapy over ours", "at least", 14.0),
+    ("selective", "memory_share", "selective scan, 1,075 tokens: our extra memory over mambapy's", "at most", 0.125),
+    ("selective", "unbind_1075", "selective scan, 1,075 tokens: time of a loop over `unbind` over ours", "at least", 5.0),
+    ("ssd", "mambapy_1075", "SSD, 1,075 tokens: time of mambapy over ours", "at least", 40.0),
+    ("ssd", "mambapy_16435", "SSD, 16,435 tokens: time of mambapy over ours", "at least", 50.0),
+    ("lti", "S4D_1075", "fixed bank, 1,075 tokens: time of S4D over ours", "at least", 3.0),
+    ("lti", "S4D_16435", "fixed bank, 16,435 tokens: time of S4D over ours", "at least", 2.4),
+    ("linear", "selective", "selective scan, 16,435 tokens over 1,075: cost over linear", "at most", 1.1),
+    ("linear", "ssd", "SSD, 16,435 tokens over 1,075: cost over linear", "at most", 1.1),
+    ("linear", "lti", "fixed bank, 16,435 tokens over 1,075: cost over linear", "at most", 1.1),
+    ("error", "selective_x1", "selective scan: error to a float64 loop", "at most", 1e-6),
+    ("error", "selective_x100", "the same, steps x 100", "at most", 1e-6),
+    ("error", "lti_x1", "fixed bank: error to a float64 loop", "at most", 1e-6),
+    ("error", "lti_x100", "the same, steps x 100", "at most", 1e-6),
+    ("error", "ssd_x1", "SSD: error to a float64 loop", "at most", 5e-6),
+    ("error", "ssd_x100", "the same, steps x 100", "at most", 5e-6),
+    ("error", "not_finite", "values and gradients that are not finite", "at most", 0),
+    ("solver", "euler", "Euler's overhead over torchdiffeq's", "at most", 0.5),
+    ("solver", "midpoint", "midpoint's overhead over torchdiffeq's", "at most", 0.5),
+    ("solver", "heun", "Heun's overhead over torchdiffeq's", "at most", 0.5),
+    ("solver", "rk4", "RK4's overhead over torchdiffeq's", "at most", 0.5),
+    ("solver", "wrong_counts", "wrong counts of evaluations, 1 to 256 steps", "at most", 0),
+    ("encoder", "nn_1075", "v4's encoder, 1,075 tokens: time of nn.TransformerEncoder over ours", "at least", 2.0),
+    ("encoder", "nn_4147", "v4's encoder, 4,147 tokens: time of nn.TransformerEncoder over ours", "at least", 2.0),
+]
 
-def run(root: Path, device: str = "auto", say: Callable[[str], None] = print) -> dict:
-    """Run every section, print its figures, and keep them with their provenance in outputs/reference/bench/<device>.json."""
-    device = machine.device(device)
-    found: dict = {}
-    for name, section in SECTIONS.items():
-        found[name] = section(device)
-        say(f"{name}\n" + "\n".join(f"  {key:<28} {value:,.3f}" for key, value in found[name].items()))
-    provenance = {
-        **machine.hardware(),
-        "device": device,
-        "commit": machine.commit(root),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+
+def sections() -> dict[str, Callable[..., dict]]:
+    """Every section by name."""
+    from lib import races  # here: it measures with this module's clock
+
+    return {**SECTIONS, **races.SECTIONS}
+
+
+def run(root: Path, device: str = "auto", only: list[str] | None = None, say: Callable[[str], None] = print) -> dict:
+    """Run the sections, print figures and goals, and keep them with their provenance in outputs/reference/bench/<device>.json.
+
+    only: names of sections; what the file holds of the others stays. ValueError for an unknown one.
+    """
+    known = sections()
+    if unknown := [name for name in only or [] if name not in known]:
+        raise ValueError(f"unknown section {', '.join(unknown)}; known: {', '.join(known)}")
+    device, threads = machine.device(device), torch.get_num_threads()
     path = root / "outputs" / "reference" / "bench" / f"{device}.json"
+    found: dict = folders.read_json(path).get("figures", {}) if only else {}
+    if not importlib.util.find_spec("mambapy"):
+        say("mambapy is not installed, so its rows stay open; `pip install -e .[bench]` brings it")
+    torch.set_num_threads(1)  # the goals are those of one thread
+    try:
+        for name in only or known:
+            found[name] = known[name](device)
+            say(f"{name}\n" + "\n".join(f"  {key:<28} {_shown(value)}" for key, value in found[name].items()))
+    finally:
+        torch.set_num_threads(threads)
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    provenance = {**machine.hardware(), "threads": 1, "device": device, "commit": machine.commit(root), "date": date}
     folders.write_json(path, {"figures": found, "provenance": provenance})
-    say(f"kept in {folders.shown(path)}")
+    say(f"{summary(path)}\n\nkept in {folders.shown(path)}")
     return found
+
+
+def summary(path: Path) -> str:
+    """The figures of a file of `run` against the goals, as a table in Markdown; a figure that was not measured is open."""
+    figures = folders.read_json(path).get("figures", {})
+    lines = ["| what | goal | measured | range | |", "|---|---|---|---|---|"]
+    for section, figure, words, way, goal in GOALS:
+        found = figures.get(section, {})
+        if figure not in found:
+            lines.append(f"| {words} | {way} {_shown(goal)} | not measured | | open |")
+            continue
+        value, ends = found[figure], [found.get(f"{figure}_{end}") for end in ("low", "high")]
+        reached = value >= goal if way == "at least" else value <= goal
+        spread = " to ".join(_shown(end) for end in ends) if None not in ends else ""
+        lines.append(f"| {words} | {way} {_shown(goal)} | {_shown(value)} | {spread} | {'reached' if reached else 'missed'} |")
+    return "\n".join(lines)
+
+
+def _shown(value: float) -> str:
+    return f"{value:.2g}" if 0 < abs(value) < 0.01 else f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"

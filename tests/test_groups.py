@@ -13,7 +13,7 @@ GROUPS = [
     {"baselines", "perfield", "optimal", "oracle", "metrics", "diagnosis", "theme", "png", "maps", "marks", "plots", "report", "widgets"}
     | {"claims", "ledger", "rules"},
     {"checkpoint", "progress", "train", "arms", "bench", "cost", "machine", "params", "folders", "kernel", "page", "run", "refs", "check"}
-    | {"objective", "schedules", "stopping", "publish", "jobs", "study", "workers", "attribution", "evidence", "memory", "family"}
+    | {"objective", "schedules", "stopping", "publish", "jobs", "study", "workers", "attribution", "evidence", "memory", "family", "races"}
     | {"__main__"},
 ]
 PLACE = {name: place for place, group in enumerate(GROUPS) for name in group}
