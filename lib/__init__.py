@@ -16,10 +16,11 @@ Reading order, each group importing only from itself and the groups before it
             diagnosis                                           what a model does besides its score
             plots (theme, maps, marks, png), report, widgets    figures, what a notebook shows, explorers
             claims (ledger, rules)                              what was promised, and the verdicts on it
+            suspects (lineup)                                   what may cause the noise, and what proves it
     run     train (objective, schedules, checkpoint, progress, stopping)  training
             arms, cost (memory), bench (races)                  one arm of an experiment, what it costs
             study (workers), attribution                        many arms in one table; which switch is worth what
-            evidence, family                                    from tables to verdicts and sentences; versions side by side
+            evidence, family, answers, inquiry                  from tables to verdicts and sentences; versions side by side
             run (params, folders, kernel, page, machine, jobs)  notebooks in batch, with parameter files
             refs, publish, check                                saved outputs, reference results, is all well
 """

@@ -230,7 +230,7 @@ def version_explorer(
     resolutions = resolutions if place.kind == "synthetic" else (place.resolution,)
     controls = {
         "version": choice("version", models),
-        "resolution": choice("resolution", [(str(r), r) for r in resolutions]),
+        "resolution": slider("resolution", [(str(r), r) for r in resolutions], resolutions[0]),
         "steps": slider("solver steps", steps, steps[-1]),
         "seed": slider("field", range(20), 0),
     }

@@ -11,9 +11,24 @@ GROUPS = [
     {"layers", "ssm", "scans", "order", "encoders", "model"},
     {"ode", "flow", "coupling", "penalties"},
     {"baselines", "perfield", "optimal", "oracle", "metrics", "diagnosis", "theme", "png", "maps", "marks", "plots", "report", "widgets"}
-    | {"claims", "ledger", "rules"},
+    | {"claims", "ledger", "suspects", "lineup", "rules"},
     {"checkpoint", "progress", "train", "arms", "bench", "cost", "machine", "params", "folders", "kernel", "page", "run", "refs", "check"}
-    | {"objective", "schedules", "stopping", "publish", "jobs", "study", "workers", "attribution", "evidence", "memory", "family", "races"}
+    | {
+        "objective",
+        "schedules",
+        "stopping",
+        "publish",
+        "jobs",
+        "study",
+        "workers",
+        "attribution",
+        "evidence",
+        "memory",
+        "races",
+        "family",
+        "answers",
+        "inquiry",
+    }
     | {"__main__"},
 ]
 PLACE = {name: place for place, group in enumerate(GROUPS) for name in group}
