@@ -51,6 +51,12 @@ def ladder(names: Sequence[str], switches: Mapping[str, Mapping]) -> dict[str, d
     return {name: _merge(switches, names[: place + 1]) for place, name in enumerate(names)}
 
 
+def left_out(factors: Sequence[str], repairs: Mapping[str, Mapping]) -> dict[str, dict]:
+    """Each repair that is not a factor, alone and on top of all factors: what a factorial without it still lets one measure."""
+    others = [name for name in repairs if name not in factors]
+    return {label(on): _merge(repairs, on) for on in [*([n] for n in others), *([*factors, n] for n in others)]}
+
+
 def label(on: Iterable[str]) -> str:
     """The name of a combination: its factors joined by +, or "as described"."""
     return AND.join(on) or NONE

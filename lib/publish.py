@@ -35,9 +35,10 @@ ROWS = [  # what the README shows: words, notebook, name of the number
     ("V2 as described, 51 sites fixed per field, whole field", "03_v2_baseline", "psnr_field"),
     ("V2 as described, sites redrawn at every step, whole field; promised 25 to 30", "03_v2_baseline", "psnr_step"),
     ("V2 with all fixes of the documents; promised 28 to 35", "04_fixes", "psnr_documents, all"),
-    ("V2 with redrawn sites and a residual head", "04_fixes", "psnr_ladder: residual head"),
-    ("the same with measured scaling and harmonic features", "04_fixes", "psnr_ladder: harmonic features"),
-    ("the same, predicting the data instead of the velocity", "04_fixes", "psnr_ladder: predict data"),
+    ("V2 as described, repaired in its sites", "04_fixes", "psnr_sites"),
+    ("the same, values scaled by their measured mean and deviation", "04_fixes", "psnr_sites + scaling"),
+    ("the same, harmonic coordinate features", "04_fixes", "psnr_sites + scaling + features"),
+    ("the same, a residual in the head", "04_fixes", "psnr_sites + scaling + features + head"),
     ("thin plate, no training", "01_data_exploration", "psnr_separable_thin_plate"),
     ("Gaussian process, no training", "01_data_exploration", "psnr_separable_gp_rbf"),
     ("optimal interpolation, no training", "01_data_exploration", "psnr_separable_oi"),
@@ -80,8 +81,9 @@ def fill(text: str, root: Path = run.ROOT) -> str:
     text = _between(text, BEGIN, END, results(root))
     if VERDICTS_BEGIN in text:
         text = _between(text, VERDICTS_BEGIN, VERDICTS_END, headline(root))
-    if BENCH_BEGIN in text and hasattr(bench, "summary"):
-        text = _between(text, BENCH_BEGIN, BENCH_END, bench.summary(root / "outputs" / "reference" / "bench"))
+    if BENCH_BEGIN in text:
+        measured = sorted((root / "outputs" / "reference" / "bench").glob("*.json"))
+        text = _between(text, BENCH_BEGIN, BENCH_END, "\n\n".join(f"`{path.stem}`\n\n{bench.summary(path)}" for path in measured))
     return text
 
 
@@ -164,12 +166,19 @@ def results(root: Path) -> str:
         value = found[notebook].get("metrics", {}).get(key)
         if value is not None:
             trained = _training(found[notebook]["provenance"]["parameters"]) if key.startswith("psnr_") else "none"
-            lines.append(f"| {words} | {trained} | {value:.1f} | [{notebook[:2]}](notebooks/{notebook}.ipynb) |")
+            told = _with_interval(value, found[notebook]["metrics"].get("intervals", {}), key)
+            lines.append(f"| {words} | {trained} | {told} | [{notebook[:2]}](notebooks/{notebook}.ipynb) |")
     lines.append("")
     for notebook, content in found.items():
         if content:
             lines.append(f"- {notebook[:2]}: {_origin(content['provenance'])}")
     return "\n".join(lines)
+
+
+def _with_interval(value: float, intervals: dict, key: str) -> str:
+    """A value, with the interval that its run recorded under the same name, with or without psnr_ in front."""
+    _, low, high = intervals.get(key) or intervals.get(key.removeprefix("psnr_")) or (None, None, None)
+    return f"{value:.1f}" if low is None else f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def _training(parameters: dict) -> str:
@@ -181,4 +190,6 @@ def _origin(p: dict) -> str:
     where = p["gpu"] if p["device"] == "cuda" else f"{p['cpu']}, {p['threads']} thread(s)"
     told = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in sizes.items())
     spent = "continued from an earlier run" if p.get("continued_from") else f"{p['seconds'] / 60:.0f} min"
-    return f"profile `{p['profile']}` ({told}, one seed), {where}, {spent}, {p['date'][:10]}"
+    seeds = p["parameters"].get("seeds") or [p["parameters"].get("seed", 0)]
+    count = "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
+    return f"profile `{p['profile']}` ({told}, {count}), {where}, {spent}, {p['date'][:10]}"

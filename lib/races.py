@@ -172,7 +172,7 @@ def linear(device="cpu", short=SHORT, long=LONG, fields=2, rounds=5) -> dict:
 
 
 def peak(race: str, who: str, fields: int, length: int, device="cpu") -> int:
-    """Bytes by which the peak of a fresh process grows during one forward and backward pass, after one on a short sequence."""
+    """Bytes that one forward and backward pass adds at its peak in a fresh process, after one on a short sequence."""
     words = f"from lib import races; races.tell_peak({race!r}, {who!r}, {fields}, {length}, {str(device)!r})"
     told = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, timeout=300, check=True)
     return json.loads(told.stdout.splitlines()[-1])
@@ -180,8 +180,6 @@ def peak(race: str, who: str, fields: int, length: int, device="cpu") -> int:
 
 def tell_peak(race: str, who: str, fields: int, length: int, device: str) -> None:
     """Print what `peak` asks for."""
-    import resource  # not on Windows, where there is no such figure
-
     torch.set_num_threads(1)
     call(race, who, 1, 64, device)()
     run = call(race, who, fields, length, device)
@@ -191,10 +189,23 @@ def tell_peak(race: str, who: str, fields: int, length: int, device: str) -> Non
         run()
         print(torch.cuda.max_memory_allocated() - before)
         return
-    most = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # noqa: E731
-    before = most()
+    before = _resident(reset=True)
     run()
-    print(most() - before)
+    print(max(_resident() - before, 1))
+
+
+def _resident(reset: bool = False) -> int:
+    """Bytes of the process's largest resident set; on Linux since the last reset, elsewhere since its start."""
+    try:
+        if reset:
+            with open("/proc/self/clear_refs", "w") as refs:
+                refs.write("5")  # VmHWM starts again from what is resident now
+        with open("/proc/self/status") as status:
+            return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def error(device="cpu", length=SHORT, fields=2) -> dict:

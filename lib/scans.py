@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 LTI_CHUNK, SSD_CHUNK = 32, 64  # tokens
-CACHE, TREE = 2**17, 2**28  # states of one block: half a megabyte, so that five buffers stay in the cache; a gigabyte on a GPU
+CACHE, TREE = 2**18, 2**28  # states of one block: a megabyte, so that two buffers stay in the cache; a gigabyte on a GPU
 
 
 def linear_states(decay: Float[Tensor, "j ..."], values: Float[Tensor, "k ..."], tree: bool, back: bool = False) -> Tensor:
@@ -95,11 +95,11 @@ class Selective(torch.autograd.Function):
             grads.run(decay, k, back=True)
             carry.copy_(grads.rows[0])
             slope = a.mul_(states.rows[:k]).mul_(g)  # gradient of the exponent delta A
-            g_C[:, here] = h.mul_(g_out[here]).sum(3).transpose(0, 1)  # from here on the buffers are overwritten
-            g_dt[:, here] = torch.mul(slope, At, out=h).sum(2).transpose(0, 1)
+            g_C[:, here] = torch.matmul(h, g_out[here].mT)[..., 0].transpose(0, 1)
+            g_dt[:, here] = torch.mul(slope, At, out=h).sum(2).transpose(0, 1)  # from here on the buffers are overwritten
             g_A += slope.mul_(dt[here]).sum((0, 1))
             g_in[:, here] = torch.matmul(Bt[here].mT, g)[:, :, 0].transpose(0, 1)
-            g_B[:, here] = g.mul_(inputs[here]).sum(3).transpose(0, 1)
+            g_B[:, here] = torch.matmul(g, inputs[here].mT)[..., 0].transpose(0, 1)
         return g_in * delta, g_dt.addcmul_(g_in, u), g_A.t(), g_B, g_C, None
 
 

@@ -50,7 +50,7 @@ def lti_scan(
     decay = dt[:, None, None] * A  # 1|B D S
     gain = torch.expm1(decay) / A * B if hold else B.expand_as(decay)
     method = _lti_method(u, clamp, method)
-    if clamp == "hard" and method != "loop" and _stays_inside(u, decay, gain, limit):
+    if clamp == "hard" and method == "blocked" and _stays_inside(u, decay, gain, limit):  # never on CUDA, where asking stalls the queue
         clamp, method = "none", _lti_method(u, "none", "auto")
     given = u.flip(1) if reverse else u
     if method == "loop":
@@ -60,7 +60,7 @@ def lti_scan(
     else:
         y = (scans.lti_fft if method == "fft" else scans.lti_chunked)(given, decay, gain, C)
     y = y.flip(1) if reverse else y
-    return y if D is None else y + D * u
+    return y if D is None else torch.addcmul(y, D, u)
 
 
 def _lti_method(u, clamp, method):

@@ -211,3 +211,9 @@ def test_two_worlds_are_not_mixed():
     table = measured("abc", rule)
     with pytest.raises(ValueError, match="several worlds"):
         attribution.from_table(pd.concat([table, table.assign(world="radial")]), "abc")
+
+
+def test_a_repair_left_out_of_the_factorial_is_measured_alone_and_last():
+    repairs = {"a": {"x": 1}, "b": {"y": 1}, "c": {"x": 2, "z": 1}}
+    assert attribution.left_out(["a", "b"], repairs) == {"c": {"x": 2, "z": 1}, "a + b + c": {"x": 2, "y": 1, "z": 1}}
+    assert attribution.left_out(["a", "b", "c"], repairs) == {}
