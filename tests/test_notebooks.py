@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FILES = sorted((ROOT / "params").glob("*/*.yaml"))
 EXPECTED = ["01_data_exploration", "02_v1_dt_bug", "03_v2_baseline", "04_fixes", "05_v4_comparison"]
+EXPECTED += ["06_noise_suspects", "10_verdicts"]
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 
 
@@ -70,7 +71,7 @@ def test_it_has_the_parts_a_reader_expects(path):
     text = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
     headings = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#")]
     assert "Check" in headings and "What this shows and what it does not" in headings
-    assert len(book.cells) <= 32 and sum(len(cell.source.splitlines()) for cell in code(book)) <= 170
+    assert len(book.cells) <= 32 and sum(len(cell.source.splitlines()) for cell in code(book)) <= 175
 
 
 @every_notebook
