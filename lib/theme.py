@@ -24,7 +24,6 @@ VERSIONS = {
     "v3-morton": "#CC79A7",
     "v4-transformer": "#009E73",
     "v1-large": "#7A0B3B",
-    "v1-large-512": "#3F0620",
     "v5": "#5A03ED",
 }
 METHODS = {
