@@ -6,7 +6,10 @@ Every figure is the median over rounds in which all contestants take turns, so t
 from __future__ import annotations
 
 import importlib.util
+import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -166,23 +169,32 @@ def run(root: Path, device: str = "auto", only: list[str] | None = None, say: Ca
     known = sections()
     if unknown := [name for name in only or [] if name not in known]:
         raise ValueError(f"unknown section {', '.join(unknown)}; known: {', '.join(known)}")
-    device, threads = machine.device(device), torch.get_num_threads()
+    device = machine.device(device)
     path = root / "outputs" / "reference" / "bench" / f"{device}.json"
     found: dict = folders.read_json(path).get("figures", {}) if only else {}
     if not importlib.util.find_spec("mambapy"):
         say("mambapy is not installed, so its rows stay open; `pip install -e .[bench]` brings it")
-    torch.set_num_threads(1)  # the goals are those of one thread
-    try:
-        for name in only or known:
-            found[name] = known[name](device)
-            say(f"{name}\n" + "\n".join(f"  {key:<28} {_shown(value)}" for key, value in found[name].items()))
-    finally:
-        torch.set_num_threads(threads)
+    for name in only or known:
+        found[name] = measured(name, device)
+        say(f"{name}\n" + "\n".join(f"  {key:<28} {_shown(value)}" for key, value in found[name].items()))
     date = datetime.now(UTC).isoformat(timespec="seconds")
     provenance = {**machine.hardware(), "threads": 1, "device": device, "commit": machine.commit(root), "date": date}
     folders.write_json(path, {"figures": found, "provenance": provenance})
     say(f"{summary(path)}\n\nkept in {folders.shown(path)}")
     return found
+
+
+def measured(name: str, device: str) -> dict:
+    """The figures of a section, from a fresh process: what one section leaves in the allocator shortens page faults of the next."""
+    words = f"from lib import bench; bench.tell({name!r}, {str(device)!r})"
+    told = subprocess.run([sys.executable, "-c", words], stdout=subprocess.PIPE, text=True, check=True, cwd=Path(__file__).parents[1])
+    return json.loads(told.stdout.splitlines()[-1])
+
+
+def tell(name: str, device: str) -> None:
+    """Print what `measured` reads; one thread, as the goals have it."""
+    torch.set_num_threads(1)
+    print(json.dumps(sections()[name](device)))
 
 
 def summary(path: Path) -> str:

@@ -102,9 +102,9 @@ def test_chosen_sections_are_measured_and_the_others_kept(tmp_path, monkeypatch)
     path = tmp_path / "outputs" / "reference" / "bench" / "cpu.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"figures": {"old": {"a": 1.0}, "solver": {"euler": 9.0}}}))
-    monkeypatch.setattr(bench, "sections", lambda: {"solver": lambda device: {"euler": 0.25}, "lti": None})
+    monkeypatch.setattr(bench, "measured", lambda name, device: {"solver": {"euler": 0.25}}[name])
     bench.run(tmp_path, "cpu", ["solver"], say=lambda text: None)
     kept = json.loads(path.read_text())
     assert kept["figures"] == {"old": {"a": 1.0}, "solver": {"euler": 0.25}} and kept["provenance"]["threads"] == 1
-    with pytest.raises(ValueError, match="known: solver, lti"):
+    with pytest.raises(ValueError, match="unknown section sampler; known: training_step"):
         bench.run(tmp_path, "cpu", ["sampler"], say=lambda text: None)
