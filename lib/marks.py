@@ -39,7 +39,7 @@ def scatter(drawing, ax, trace, colour: str, z: int) -> None:
     dash = DASHES.get(trace.line.dash or "solid", "-")
     if "lines" in mode and width > 0:
         steps = {"hv": "steps-post", "vh": "steps-pre", "hvh": "steps-mid"}.get(trace.line.shape, "default")
-        ax.plot(x, y, color=line, linestyle=dash, linewidth=width, drawstyle=steps, zorder=z)
+        ax.plot(x, y, color=line, linestyle=dash, linewidth=width, drawstyle=steps, solid_capstyle="butt", zorder=z)
     dots = _markers(trace, line) if "markers" in mode else {}
     if dots:
         ax.scatter(x, y, **dots, zorder=z + 0.5)

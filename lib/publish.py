@@ -168,6 +168,8 @@ def results(root: Path) -> str:
             trained = _training(found[notebook]["provenance"]["parameters"]) if key.startswith("psnr_") else "none"
             told = _with_interval(value, found[notebook]["metrics"].get("intervals", {}), key)
             lines.append(f"| {words} | {trained} | {told} | [{notebook[:2]}](notebooks/{notebook}.ipynb) |")
+    if answer := found["04_fixes"].get("metrics", {}).get("answer"):
+        lines += ["", answer]
     lines.append("")
     for notebook, content in found.items():
         if content:
