@@ -92,7 +92,7 @@ def loads(network: model.Model, version: str, batch: data.Batch, arm: arms.Arm) 
 
 
 def decide(claim: str, says: str, rows: pd.DataFrame, verdict: str | None = None, **measured: Number | float) -> None:
-    """Record a verdict that rests on these rows of a study's table; world, size, seeds and arms are read from the rows.
+    """Record a verdict that rests on these rows of a study's table, whose world, size, arms and common seeds it names.
 
     measured: one promised key and its number, judged by the rule of claims.judge unless a verdict is given. ValueError without either.
     """
@@ -102,7 +102,8 @@ def decide(claim: str, says: str, rows: pd.DataFrame, verdict: str | None = None
             raise ValueError(f"{claim}: give one measured number under its promised key, or a verdict; numbers given: {given}")
         [(key, number)] = measured.items()
         verdict = claims.judge(claim, key, *number)
-    about = {"arms": list(dict.fromkeys(rows["id"])), "seeds": max(1, rows["seed"].nunique()), "size": size(rows)}
+    seeds = rows.groupby("name")["seed"].nunique()  # a comparison has as many as the side with fewer
+    about = {"arms": list(dict.fromkeys(rows["id"])), "seeds": int(seeds.min()) if len(seeds) else 1, "size": size(rows)}
     claims.verdict(claim, verdict, says, measured=measured, world=" and ".join(dict.fromkeys(rows["world"])), **about)
 
 

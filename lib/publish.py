@@ -179,8 +179,8 @@ def results(root: Path) -> str:
 
 def _with_interval(value: float, intervals: dict, key: str) -> str:
     """A value, with the interval that its run recorded under the same name, with or without psnr_ in front."""
-    _, low, high = intervals.get(key) or intervals.get(key.removeprefix("psnr_")) or (None, None, None)
-    return f"{value:.1f}" if low is None else f"{value:.1f} [{low:.1f}, {high:.1f}]"
+    found = intervals.get(key) or intervals.get(key.removeprefix("psnr_"))
+    return f"{value:.1f} [{found['low']:.1f}, {found['high']:.1f}]" if found else f"{value:.1f}"
 
 
 def _training(parameters: dict) -> str:
