@@ -147,12 +147,16 @@ def test_only_the_blocks_that_begin_are_filled_and_each_must_end(tmp_path):
         publish.fill(f"{results}{publish.VERDICTS_BEGIN}\nold\n", root)
 
 
-def test_the_bench_block_is_filled_by_the_bench(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "summary", lambda path: f"read {path.name}", raising=False)
+def test_the_bench_block_holds_every_device_that_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "summary", lambda path: f"read {path.name}")
     root = a_judged_project(tmp_path, verdicts={})
     gathered(root)
+    place = root / "outputs" / "reference" / "bench"
+    place.mkdir(parents=True)
+    for device in ("cuda", "cpu"):
+        (place / f"{device}.json").write_text("{}")
     text = f"{publish.BEGIN}\n{publish.END}\n{publish.BENCH_BEGIN}\nold\n{publish.BENCH_END}\n"
-    assert f"{publish.BENCH_BEGIN}\nread bench\n{publish.BENCH_END}" in publish.fill(text, root)
+    assert f"{publish.BENCH_BEGIN}\n`cpu`\n\nread cpu.json\n\n`cuda`\n\nread cuda.json\n{publish.BENCH_END}" in publish.fill(text, root)
 
 
 def test_a_run_reaches_the_published_verdicts(tmp_path):
