@@ -30,12 +30,12 @@ def variants(base: str, tried: Mapping[str, suspects.Values]) -> suspects.Values
 
 
 def ask(name: str, network, arm: arms.Arm, batch: Batch, **switches) -> dict:
-    """A trained network's row for another way of asking (solver, solver_steps ...), with its answer y (B, M, C)."""
-    arm = arms.of({**arms.settings(arm), **switches, "test_fields": len(batch.s_qry)})
+    """A trained network's row for another way of asking (solver, steps ...), with the id of its training and its answer y (B, M, C)."""
+    trained, arm = arm.id, arms.of({**arms.settings(arm), **switches, "test_fields": len(batch.s_qry)})
     y = arms.predict(network, batch, arm)[0]
     scores = metrics.score(y, batch, worlds.get(arm.world))
     fields = {f"{k}_fields": scores[k].tolist() for k in ("psnr", "speckle")}
-    return {**arms.settings(arm), "name": name, "y": y, **{k: float(v.mean()) for k, v in scores.items()}, **fields}
+    return {**arms.settings(arm), "id": trained, "name": name, "y": y, **{k: float(v.mean()) for k, v in scores.items()}, **fields}
 
 
 def interrogate(
