@@ -1,6 +1,7 @@
 """What memory training and answering need: peaks of a fresh process or of the GPU, and the largest batch that fits.
 
-A peak never falls, so sizes are measured in ascending order, and every version in a process of its own.
+Every version is measured in a process of its own, and the peak starts anew before every size: at what is resident then, which may hold
+memory that the size before has freed. Hence the ascending order, which is also right where a peak cannot start anew (outside Linux).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import torch
 
@@ -60,35 +62,38 @@ def report_peaks(words: str) -> None:
 
 
 def _peaks(version: str, sizes: Sequence[int], task: str, switches: Mapping, device) -> list[int]:
-    """Bytes above the start at the end of each size; on a CPU a peak never falls, hence the ascending order."""
-    start, peaks = _peak(device, reset=True), []
+    """Highest use at each size, in bytes above what the process held before the network was built."""
+    start, peaks = highest(device, reset=True), []
     network = model.build(version, **switches).to(device)
     for size in sizes:
-        _peak(device, reset=True)
+        highest(device, reset=True)
         call = (
             cost.training_call(network, size, device=device)
             if task == "training"
             else cost.velocity_call(network, cost.empty_field(size, 51, device))
         )
         call(), call()
-        peaks.append(_peak(device) - start)
+        peaks.append(highest(device) - start)
         del call
     return peaks
 
 
-def _peak(device, reset: bool = False) -> int:
-    """Bytes of the highest use so far: of this process, or of CUDA's allocator since the last reset."""
+def highest(device="cpu", reset: bool = False) -> int:
+    """Bytes of the highest use of CUDA's allocator or of this process's resident set, on Linux and CUDA since the last reset."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
         if reset:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         return torch.cuda.max_memory_allocated()
+    if reset:
+        with suppress(OSError), open("/proc/self/clear_refs", "w") as refs:
+            refs.write("5")  # VmHWM starts again from what is resident now
     try:  # not getrusage, whose peak a child inherits from its parent
         with open("/proc/self/status") as status:
             return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-    except OSError:
-        import resource
+    except (OSError, StopIteration):
+        import resource  # not on Windows, where there is no such figure
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 

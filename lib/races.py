@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from lib import bench, data, encoders, ode, ssm
+from lib import bench, data, encoders, memory, ode, ssm
 
 HAS_MAMBAPY = importlib.util.find_spec("mambapy") is not None
 
@@ -183,29 +183,9 @@ def tell_peak(race: str, who: str, fields: int, length: int, device: str) -> Non
     torch.set_num_threads(1)
     call(race, who, 1, 64, device)()
     run = call(race, who, fields, length, device)
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        print(torch.cuda.max_memory_allocated() - before)
-        return
-    before = _resident(reset=True)
+    before = memory.highest(device, reset=True)
     run()
-    print(max(_resident() - before, 1))
-
-
-def _resident(reset: bool = False) -> int:
-    """Bytes of the process's largest resident set; on Linux since the last reset, elsewhere since its start."""
-    try:
-        if reset:
-            with open("/proc/self/clear_refs", "w") as refs:
-                refs.write("5")  # VmHWM starts again from what is resident now
-        with open("/proc/self/status") as status:
-            return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-    except OSError:
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    print(max(memory.highest(device) - before, 1))
 
 
 def error(device="cpu", length=SHORT, fields=2) -> dict:

@@ -1,8 +1,10 @@
 """Memory: peaks of a fresh process against what a training must keep, errors in one line, the largest batch from two peaks."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from lib import memory, model
 
@@ -13,6 +15,14 @@ def test_peak_memory_holds_weights_gradients_and_moments_and_grows_with_the_batc
     assert (small["size"], large["size"]) == (2, 64) and 4 * weights < small["mb"] < large["mb"]
     kept = 64 * 102 * 128 * 4e-6 * 4  # one activation as wide as the scan in each of four blocks
     assert large["mb"] - small["mb"] > kept
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process start its peak anew")
+def test_a_peak_holds_what_was_freed_until_it_starts_anew():
+    start = memory.highest(reset=True)
+    torch.ones(50_000_000)  # 200 MB, freed at once
+    assert memory.highest() - start > 180e6
+    assert memory.highest(reset=True) - start < 50e6
 
 
 def test_an_unknown_task_and_a_process_that_fails_are_reported_in_one_line(monkeypatch):
