@@ -1,6 +1,7 @@
 """Costs: arithmetic against closed forms, growth with length, finer grids with the exact truth."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -55,11 +56,16 @@ def test_arithmetic_from_shapes_is_that_of_the_call(version):
     assert cost.velocity_flops(network, 51, 256) == pytest.approx(cost.flops(cost.velocity_call(network, batch)), rel=0.03)
 
 
-def test_attention_grows_with_the_square_and_the_scan_almost_linearly():
-    layers = {v: [cost.layer_flops(model.build(v), n) for n in (1000, 4000, 60_000)] for v in ("v1-mamba", "v4-transformer")}
-    (scan, long_scan), (attention, long_attention) = ((b / a, c / b) for a, b, c in layers.values())
-    assert 3.9 <= scan < 4.6 < attention
-    assert 14.5 <= long_scan < 18 < 0.7 * 15**2 < long_attention < 15**2
+def test_attention_grows_with_the_square_and_the_scan_linearly():
+    lengths = (1024, 2048, 4096, 61_440)  # whole chunks of the scan
+    layers = {v: [cost.layer_flops(model.build(v), n) for n in lengths] for v in ("v1-mamba", "v4-transformer")}
+    scan, attention = ([b - a for a, b in pairwise(found)] for found in layers.values())
+    assert scan[1] == 2 * scan[0] and scan[2] == 56 * scan[0]  # a constant and so much for each token
+    assert attention[1] > 2.5 * attention[0]
+    short_scan, short_attention = (found[2] / found[0] for found in layers.values())
+    assert short_scan < 4.6 < short_attention
+    long_scan, long_attention = (found[3] / found[2] for found in layers.values())
+    assert 14.5 <= long_scan <= 15 < 0.7 * 15**2 < long_attention < 15**2
 
 
 def test_layers_are_timed_side_by_side():
