@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator, RBFInterpolator
-from scipy.linalg import LinAlgError, cholesky
+from scipy.linalg import LinAlgError, cho_solve, cholesky
 from scipy.optimize import minimize
 from scipy.spatial import QhullError, cKDTree
 from skimage.restoration import inpaint_biharmonic
@@ -128,24 +128,45 @@ def _thin_plate(s: np.ndarray, y: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 @perfield.one_thread
-def gp(batch: Batch, train_fields: Tensor | None = None, kernels: tuple[str, ...] = ("rbf", "matern")) -> Prediction:
+def gp(
+    batch: Batch, train_fields: Tensor | None = None, kernels: tuple[str, ...] = ("rbf", "matern"), noise: float | None = None
+) -> Prediction:
     """Kriging of one field's readings: kernel, length scales, amplitude and noise by the evidence of the readings.
 
-    kernels: candidates, of "rbf" (smooth fields; a length scale per axis) and "matern" (Matern 3/2, rough fields; one length scale). Mean,
-    standard deviation of the noise-free field and coherent samples. Rasmussen and Williams 2006, Gaussian Processes for Machine Learning,
-    eqs 2.23-2.24 and 2.30; kernels are compared less half log n per hyperparameter (Schwarz 1978, Annals of Statistics 6:461).
+    kernels: candidates, of "rbf" (smooth fields; a length scale per axis) and "matern" (Matern 3/2, rough fields; one length scale). noise:
+    the standard deviation of the readings' errors where it is known. Mean, standard deviation of the noise-free field and coherent
+    samples. Rasmussen and Williams 2006, Gaussian Processes for Machine Learning, eqs 2.23-2.24 and 2.30; kernels are compared less half
+    log n per hyperparameter (Schwarz 1978, Annals of Statistics 6:461).
     """
-    unknown = [name for name in kernels if name not in KERNELS]
-    if unknown or not kernels:
-        raise ValueError(f"unknown kernel {unknown}; known: {', '.join(KERNELS)}")
-    prior = perfield.prior(train_fields, batch.y_obs.shape[-1])
-    fits = [_krige(s, y, kernels, *prior) for s, y, _ in perfield.each(batch)]
+    fits = _fits(batch, train_fields, kernels, noise)
 
     def draw(count: int, generator: torch.Generator) -> np.ndarray:
         return np.stack([fit.sample(q, count, generator) for fit, (_, _, q) in zip(fits, perfield.each(batch), strict=True)], 1)
 
     answers = [fit.at(q) for fit, (_, _, q) in zip(fits, perfield.each(batch), strict=True)]
     return perfield.assemble(batch, [mean for mean, _ in answers], [std for _, std in answers], draw)
+
+
+@perfield.one_thread
+def gp_left_out(
+    batch: Batch, train_fields: Tensor | None = None, kernels: tuple[str, ...] = ("rbf", "matern"), noise: float | None = None
+) -> Prediction:
+    """What the Gaussian process says of each reading from all others, its noise included; hyperparameters stay those of all readings.
+
+    K the readings' covariance with noise: mean y_i - [K^-1 y]_i / [K^-1]_ii, variance 1 / [K^-1]_ii (Rasmussen and Williams 2006, eq 5.12).
+    The queries are the readings' sites.
+    """
+    fits = _fits(batch, train_fields, kernels, noise)
+    answers = [fit.left_out(y) for fit, (_, y, _) in zip(fits, perfield.each(batch), strict=True)]
+    return perfield.assemble(batch, [mean for mean, _ in answers], [std for _, std in answers])
+
+
+def _fits(batch: Batch, train_fields: Tensor | None, kernels: tuple[str, ...], noise: float | None) -> list[_Kriging]:
+    unknown = [name for name in kernels if name not in KERNELS]
+    if unknown or not kernels:
+        raise ValueError(f"unknown kernel {unknown}; known: {', '.join(KERNELS)}")
+    prior = perfield.prior(train_fields, batch.y_obs.shape[-1])
+    return [_krige(s, y, kernels, *prior, noise) for s, y, _ in perfield.each(batch)]
 
 
 def gp_rbf(batch: Batch, train_fields: Tensor | None = None) -> Prediction:
@@ -185,6 +206,12 @@ class _Kriging:
         root = _root(covariance.reshape(len(q), len(q), -1)[..., 0])
         return mean + np.einsum("mn,knc->kmc", root, perfield.normal(generator, count, len(q), len(self.scale)), optimize=True) * self.scale
 
+    def left_out(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation (N, C) of each of the readings y that it was fitted to, given the others."""
+        inverse = cho_solve((self.process.L_, True), np.eye(len(y)))
+        own = inverse.diagonal()[:, None]
+        return y - inverse @ (y - self.level) / own, self.scale / np.sqrt(own)
+
     def _predict(self, q: np.ndarray, **also: bool) -> tuple[np.ndarray, np.ndarray]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Predicted variances smaller than 0")  # rounding at the readings; scikit-learn sets them to 0
@@ -192,14 +219,16 @@ class _Kriging:
         return mean.reshape(len(q), -1) * self.scale + self.level, spread
 
 
-def _krige(s: np.ndarray, y: np.ndarray, kernels: tuple[str, ...], level: np.ndarray, scale: np.ndarray) -> _Kriging:
+def _krige(s: np.ndarray, y: np.ndarray, kernels: tuple[str, ...], level: np.ndarray, scale: np.ndarray, known=None) -> _Kriging:
     """Hyperparameters by evidence, then the process conditioned on all readings; the prior's level and scale when readings are too few."""
-    signal, noise = ConstantKernel(1.0) * KERNELS[kernels[0]](), PRIOR_NOISE
+    signal = ConstantKernel(1.0) * KERNELS[kernels[0]]()
+    noise = PRIOR_NOISE if known is None else _relative(known, scale)
     if len(s) >= FEWEST:
         level, scale = y.mean(0), np.where(y.std(0) > 1e-6 * scale, y.std(0), scale)
         z = (y - level) / scale
         some = slice(None, None, -(-len(s) // EVIDENCE_READINGS))
-        candidates = [ConstantKernel(1.0, AMPLITUDES) * KERNELS[name]() + WhiteKernel(NOISE, NOISES) for name in kernels]
+        white = WhiteKernel(NOISE, NOISES) if known is None else WhiteKernel(_relative(known, scale), "fixed")
+        candidates = [ConstantKernel(1.0, AMPLITUDES) * KERNELS[name]() + white for name in kernels]
         tried = [_by_evidence(s[some], z[some], kernel) for kernel in candidates]
         best = max(tried, key=lambda p: p.log_marginal_likelihood_value_ - p.kernel_.n_dims / 2 * np.log(len(s[some]))).kernel_
         signal, noise = best.k1, best.k2.noise_level
@@ -207,6 +236,11 @@ def _krige(s: np.ndarray, y: np.ndarray, kernels: tuple[str, ...], level: np.nda
     if len(s):
         process = _least_jitter(lambda jitter: process.set_params(alpha=noise + jitter).fit(s, (y - level) / scale))
     return _Kriging(process, level, scale)
+
+
+def _relative(noise: float, scale: np.ndarray) -> float:
+    """The variance of a noise of this standard deviation where values are divided by their scale, on average over the channels."""
+    return max(float(np.mean((noise / scale) ** 2)), NOISES[0])
 
 
 def _by_evidence(s: np.ndarray, z: np.ndarray, kernel: Kernel) -> GaussianProcessRegressor:

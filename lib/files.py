@@ -6,6 +6,7 @@ Everything wrong with a file is a ValueError of one line: what was given, what i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ PICTURES = (".png", ".jpg", ".jpeg")
 ALLOWED = "a file (.npy .npz .nc .csv .png .jpg) or a folder of pictures (.png .jpg)"
 T = TypeVar("T")
 NEEDED = "x, y, value (or lon, lat, value)"
+HEADER = re.compile(r"(.*?)\s*(?:\[([^\[\]]*)\]|\(([^()]*)\))?", re.DOTALL)  # a column's name and its unit: `value [K]`, `value (K)`
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,11 +111,16 @@ def _npz(path: Path, variable: str | None) -> Fields:
         return Fields(_array(path, _read(path, lambda: file[name])))
 
 
-def _nc(path: Path, variable: str | None) -> Fields:
-    """A variable (y, x) or (time, y, x); NetCDF 4 and classic NetCDF."""
+def open_netcdf(path: Path) -> xarray.Dataset:
+    """A NetCDF 4 or classic NetCDF file, open: for use in a `with`."""
     with path.open("rb") as stream:
         engine = "scipy" if stream.read(3) == b"CDF" else "h5netcdf"
-    with _read(path, lambda: xarray.open_dataset(path, engine=engine)) as file:
+    return _read(path, lambda: xarray.open_dataset(path, engine=engine))
+
+
+def _nc(path: Path, variable: str | None) -> Fields:
+    """A variable (y, x) or (time, y, x); NetCDF 4 and classic NetCDF."""
+    with open_netcdf(path) as file:
         bounds = {v.attrs.get("bounds") or v.encoding.get("bounds") for v in file.variables.values()}
         names = [str(n) for n, v in file.data_vars.items() if v.ndim in (2, 3) and v.dtype.kind in "iuf" and n not in bounds]
         if variable in file.data_vars and variable not in names:
@@ -127,7 +134,7 @@ def _nc(path: Path, variable: str | None) -> Fields:
 
 def _csv(path: Path, variable: str | None) -> Fields:
     """A long table on a complete regular grid: one row per site and field."""
-    table, (across, down) = _table(path)
+    table, (across, down), units = _table(path)
     places = [across, down, *(["field"] if "field" in table else [])]
     twice = table.duplicated(places)
     if twice.any():
@@ -151,7 +158,7 @@ def _csv(path: Path, variable: str | None) -> Fields:
     y = table["value"].to_numpy().reshape(len(fields), len(rows), len(columns))
     if down == "lat":  # north at the top
         y, rows = y[:, ::-1], rows[::-1]
-    return Fields(_array(path, y), axes=((down, rows), (across, columns)))
+    return Fields(_array(path, y), units["value"], axes=((down, rows), (across, columns)))
 
 
 def _picture(path: Path, variable: str | None = None) -> Fields:
@@ -186,6 +193,32 @@ READERS = {".npy": _npy, ".npz": _npz, ".nc": _nc, ".csv": _csv, **dict.fromkeys
 
 
 @dataclass(frozen=True, eq=False)
+class Table:
+    """Scattered readings as they stand in a file: places (N, 2), first the coordinate to the right, and values (N,), NaN where missing.
+
+    Both in float64. units: of the two coordinates and of the values, "" where the header names none.
+    """
+
+    places: np.ndarray
+    values: np.ndarray
+    names: tuple[str, str]
+    units: tuple[str, str, str]
+
+
+def read_table(path: str | Path, column: str = "value") -> Table:
+    """The rows of a CSV of readings; a unit may stand behind a column's name, as in `value [K]`. Infinite values count as missing."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"'{path}' is not a file; give a .csv with the columns {NEEDED}")
+    table, names, units = _table(path, column)
+    if not np.isfinite(table["value"]).any():
+        raise ValueError(f"'{path}' has no valid reading: every value is empty or NaN; give at least one number")
+    values = table["value"].to_numpy(np.float64, copy=True)
+    values[~np.isfinite(values)] = np.nan
+    return Table(table[list(names)].to_numpy(np.float64), values, names, tuple(units[name] for name in (*names, "value")))
+
+
+@dataclass(frozen=True, eq=False)
 class Readings:
     """Scattered readings: sites in the square [-1, 1]^2, values in their own unit (NaN where missing), and the box the square stands for.
 
@@ -214,13 +247,8 @@ def read_readings(path: str | Path, box: tuple[tuple[float, float], tuple[float,
 
     box = ((left, right), (low, high)) in the file's coordinates, by default the smallest around all rows; each side becomes [-1, 1].
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"'{path}' is not a file; give a .csv with the columns {NEEDED}")
-    table, names = _table(path)
-    if not np.isfinite(table["value"]).any():
-        raise ValueError(f"'{path}' has no valid reading: every value is empty or NaN; give at least one number")
-    places = table[list(names)].to_numpy(np.float64)
+    found = read_table(path)
+    places, names = found.places, found.names
     box = tuple((float(low), float(high)) for low, high in (box if box is not None else zip(places.min(0), places.max(0), strict=True)))
     for name, (low, high), column in zip(names, box, places.T, strict=True):
         if not low < high:
@@ -234,20 +262,22 @@ def read_readings(path: str | Path, box: tuple[tuple[float, float], tuple[float,
     low, high = np.array(box).T
     s = 2 * (places - low) / (high - low) - 1
     s[:, 1] *= -1 if names[1] == "lat" else 1
-    values = table["value"].to_numpy(np.float64, copy=True)
-    values[~np.isfinite(values)] = np.nan
-    return Readings(torch.from_numpy(s).float()[None], torch.from_numpy(values).float()[None, :, None], names, box)
+    return Readings(torch.from_numpy(s).float()[None], torch.from_numpy(found.values).float()[None, :, None], names, box)
 
 
-def _table(path: Path) -> tuple[pandas.DataFrame, tuple[str, str]]:
-    """A CSV with the columns of a place and a value, all numbers, and the names of its coordinates."""
+def _table(path: Path, column: str = "value") -> tuple[pandas.DataFrame, tuple[str, str], dict[str, str]]:
+    """A CSV with the columns of a place and a value, all numbers, the names of its coordinates, and the unit in each column's header."""
     if path.stat().st_size == 0:
         raise ValueError(f"'{path}' is empty; give a .csv with the columns {NEEDED}")
     table = _read(path, lambda: pandas.read_csv(path, skipinitialspace=True, encoding="utf-8-sig"))
-    table.columns = [{"longitude": "lon", "latitude": "lat"}.get(c, c) for c in (str(c).strip().lower() for c in table.columns)]
+    known = {"longitude": "lon", "latitude": "lat", "value": "another value", column.strip().lower(): "value"}
+    headers = [HEADER.fullmatch(str(c).strip()).groups("") for c in table.columns]
+    table.columns = [known.get(name.lower(), name.lower()) for name, _, _ in headers]
+    units = {name: square or curved for name, (_, square, curved) in zip(table.columns, headers, strict=True)}
     names = next((pair for pair in (("x", "y"), ("lon", "lat")) if {*pair, "value"} <= set(table.columns)), None)
     if names is None:
-        raise ValueError(f"'{path}' has the columns {', '.join(table.columns)}; it needs {NEEDED}: rename them in the first line")
+        chosen = "" if column == "value" else f", where {column} stands for value"
+        raise ValueError(f"'{path}' has the columns {', '.join(table.columns)}; it needs {NEEDED}: rename them in the first line{chosen}")
     if table.columns.duplicated().any():
         raise ValueError(f"'{path}' has two columns named '{table.columns[table.columns.duplicated()][0]}'; keep one")
     if table.empty:
@@ -261,4 +291,4 @@ def _table(path: Path) -> tuple[pandas.DataFrame, tuple[str, str]]:
                 f"'{path}' line {row + 2}: {name} is '{table[name].iloc[row]}'; give a number" + (" or leave it empty" * (name == "value"))
             )
         table[name] = numbers
-    return table, names
+    return table, names, units
