@@ -8,7 +8,7 @@ Letters, one meaning each
     In ssm.py, A, B, C and delta are those of the papers.
 
 Reading order, each group importing only from itself and the groups before it
-    world   worlds (realworlds, files), data (layouts, augment) fields, readings, batches
+    world   worlds (realworlds, files, gaussian), data (layouts, augment) fields, readings, batches
     encode  layers, ssm (scans), order, encoders, model         readings to memory, memory to velocity
     flow    flow, ode                                           loss, samples, solvers
             coupling, penalties                                 which noise belongs to which data, smoothness and spectra
@@ -22,5 +22,6 @@ Reading order, each group importing only from itself and the groups before it
             study (workers), attribution                        many arms in one table; which switch is worth what
             evidence, family, answers, inquiry                  from tables to verdicts and sentences; versions side by side
             run (params, folders, kernel, page, machine, jobs)  notebooks in batch, with parameter files
+            reconstruct (intake, frame, delivery)               a field from the user's own readings
             refs, publish, check                                saved outputs, reference results, is all well
 """

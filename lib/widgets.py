@@ -227,7 +227,7 @@ def version_explorer(
 ) -> ipywidgets.VBox:
     """Trained versions at any resolution and step count; models[name](batch, steps, resolution) -> Prediction at the batch's queries."""
     place = worlds.get(world)
-    resolutions = resolutions if place.kind == "synthetic" else (place.resolution,)
+    resolutions = resolutions if place.formula is not None else (place.resolution,)
     controls = {
         "version": choice("version", models),
         "resolution": slider("resolution", [(str(r), r) for r in resolutions], resolutions[0]),

@@ -7,7 +7,7 @@ import pytest
 
 LIB = Path(__file__).parents[1] / "lib"
 GROUPS = [
-    {"worlds", "realworlds", "files", "layouts", "data", "augment"},
+    {"worlds", "realworlds", "gaussian", "files", "layouts", "data", "augment"},
     {"layers", "ssm", "scans", "order", "encoders", "model"},
     {"ode", "flow", "coupling", "penalties"},
     {"baselines", "perfield", "optimal", "oracle", "metrics", "diagnosis", "theme", "png", "maps", "marks", "plots", "report", "widgets"}
@@ -28,6 +28,10 @@ GROUPS = [
         "family",
         "answers",
         "inquiry",
+        "reconstruct",
+        "delivery",
+        "intake",
+        "frame",
     }
     | {"__main__"},
 ]

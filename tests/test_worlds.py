@@ -11,6 +11,7 @@ from lib import data, worlds
 
 SYNTHETIC = [worlds.WORLDS[name] for name in worlds.SYNTHETIC]
 each = pytest.mark.parametrize("world", SYNTHETIC, ids=worlds.SYNTHETIC)
+each_exact = pytest.mark.parametrize("world", [*SYNTHETIC, worlds.WORLDS["gaussian"]], ids=[*worlds.SYNTHETIC, "gaussian"])
 
 # Published: linear dimension, score of the constant 0.5 in dB. Tolerances: see test_linear_dimension_and_constant_score.
 PUBLISHED = {
@@ -27,10 +28,10 @@ PUBLISHED = {
 def test_there_are_seven_synthetic_worlds_and_each_knows_its_source():
     assert set(worlds.SYNTHETIC) == set(PUBLISHED)
     for world in worlds.WORLDS.values():
-        assert world.note and world.source and world.licence and world.kind in ("synthetic", "real")
+        assert world.note and world.source and world.licence and world.kind in ("synthetic", "process", "real")
 
 
-@each
+@each_exact
 @pytest.mark.parametrize("resolution", [32, (5, 9)])
 def test_exact_values_on_the_grid_are_the_grid(world, resolution):
     params = world.draw(6, data.generator(3, "test"))
@@ -41,7 +42,7 @@ def test_exact_values_on_the_grid_are_the_grid(world, resolution):
     torch.testing.assert_close(fields.double(), at.mT.reshape(6, 1, rows, columns), rtol=0, atol=1e-7)  # float32 of values up to 1.5
 
 
-@each
+@each_exact
 def test_finer_grids_pass_through_the_coarse_one(world):
     coarse, fine = (world.fields(4, n, data.generator(1, "test")) for n in (9, 33))
     torch.testing.assert_close(fine[..., ::4, ::4], coarse, rtol=0, atol=1e-6)
@@ -63,7 +64,7 @@ def test_the_range_is_used(world):
     assert y.min() < world.low + reach and y.max() > world.high - reach
 
 
-@each
+@each_exact
 def test_fields_follow_from_the_seed_and_do_not_depend_on_their_number(world):
     few, again, more, other = (world.fields(n, 8, data.generator(seed, "train")) for n, seed in ((5, 0), (5, 0), (40, 0), (5, 1)))
     assert torch.equal(few, again) and torch.equal(few, more[:5]) and not torch.equal(few, other)
@@ -93,7 +94,7 @@ def test_linear_dimension_and_constant_score(world):
     assert abs(constant - score) < 0.3
 
 
-@each
+@each_exact
 def test_std_is_the_standard_deviation_of_the_values(world):
     y = world.fields(4000, 16, data.generator(9, "test")).double()
     assert world.std == pytest.approx(y.std().item(), rel=0.06)  # 1,000 fields there, other ones here; the coarser grid weighs edges more
