@@ -10,9 +10,11 @@ Letters, one meaning each
 Reading order, each group importing only from itself and the groups before it
     world   worlds (realworlds, files, gaussian), data (layouts, augment) fields, readings, batches
     encode  layers, ssm (scans), order, encoders, model         readings to memory, memory to velocity
+            posterior (basis, waves)                            columns and readings to mean, deviation, samples and evidence
     flow    flow, ode                                           loss, samples, solvers
             coupling, penalties                                 which noise belongs to which data, smoothness and spectra
     judge   baselines (perfield, optimal, oracle), metrics      what needs no network, and the scores of all
+            v5                                                  ours: several posteriors, weighed by evidence
             diagnosis                                           what a model does besides its score
             plots (theme, maps, marks, png), report, widgets    figures, what a notebook shows, explorers
             claims (ledger, rules)                              what was promised, and the verdicts on it

@@ -8,9 +8,9 @@ import pytest
 LIB = Path(__file__).parents[1] / "lib"
 GROUPS = [
     {"worlds", "realworlds", "gaussian", "files", "layouts", "data", "augment"},
-    {"layers", "ssm", "scans", "order", "encoders", "model"},
+    {"layers", "ssm", "scans", "order", "encoders", "model", "basis", "waves", "posterior"},
     {"ode", "flow", "coupling", "penalties"},
-    {"baselines", "perfield", "optimal", "oracle", "metrics", "diagnosis", "theme", "png", "maps", "marks", "plots", "report", "widgets"}
+    {"v5", "baselines", "perfield", "optimal", "oracle", "metrics", "diagnosis", "theme", "png", "maps", "marks", "plots", "report", "widgets"}
     | {"claims", "ledger", "suspects", "lineup", "rules"},
     {"checkpoint", "progress", "train", "arms", "bench", "cost", "machine", "params", "folders", "kernel", "page", "run", "refs", "check"}
     | {

@@ -1,0 +1,191 @@
+"""V5, the posterior: several Gaussian priors of a field, each conditioned exactly on the readings and weighed by its evidence.
+
+    past     mean and principal components of past fields: optimal interpolation, with noise and scale by evidence
+    waves    plane waves found in the readings themselves (lib/waves.py), around a constant
+    both     plane waves beside the components of what waves leave of the past fields
+The one that explains the readings best answers; where several do, their answers are mixed and their disagreement is part of the deviation.
+So V5 is optimal interpolation where the world is a low-dimensional linear space, a spectral analysis where it is a sum of waves, and
+neither is told to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lib import basis, data, optimal, perfield, posterior, waves
+from lib.data import Batch, Prediction
+
+AT_ONCE = 64  # fields conditioned side by side
+SITES = 8192  # queries answered at a time
+MOST = 600  # components kept: a table of 1,024 sites then holds 5 MB
+CONSTANT = 0.25  # prior variance of the level around the past fields' mean, in units of their variance
+DISSECTED, READ = 256, 160  # past fields taken apart into waves and the rest, by this many readings each
+EXPERTS = ("past", "waves", "both")
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What past fields say: level and variance (C,), mean and components; and mean and components of what waves leave of them."""
+
+    level: Float[Tensor, " C"]
+    variance: Float[Tensor, " C"]
+    past: basis.GridFunctions  # (C, 1 + r): the mean, then components times their standard deviation
+    rest: basis.GridFunctions | None
+    log_weight: Float[Tensor, " E"]
+
+    @property
+    def channels(self) -> int:
+        return len(self.level)
+
+
+def learn(past: Float[Tensor, "n C H W"], generator: torch.Generator | None = None) -> Prior:
+    """The prior of these past fields; seconds for hundreds of them. ValueError for fields without values."""
+    generator = data.generator(0, "dissect") if generator is None else generator
+    perfield.check_fields(past, past.shape[1])
+    level, std = (torch.from_numpy(part) for part in perfield.prior(past, past.shape[1]))
+    components = _components(past)
+    even = torch.zeros(len(EXPERTS), dtype=torch.float64)
+    prior = Prior(level, std.square(), components, None, even)
+    if past.shape[1] > 1 or not bool(past.isfinite().all()):
+        return prior
+    return Prior(level, std.square(), components, _remainder(prior, past, generator), even)
+
+
+def _components(past: Float[Tensor, "n C H W"]) -> basis.GridFunctions:
+    fit = optimal.decompose(past)
+    factor = torch.from_numpy(fit.factor)
+    factor = factor[..., :MOST]
+    table = torch.cat([torch.from_numpy(fit.mean)[..., None], factor], -1)
+    return basis.grid_functions(table.unflatten(1, fit.shape))
+
+
+def _remainder(prior: Prior, past: Float[Tensor, "n 1 H W"], generator: torch.Generator) -> basis.GridFunctions | None:
+    """Components of what is left of past fields when the waves found beside `past` are taken out; None where that is nothing, or all."""
+    order = torch.randperm(len(past), generator=generator)[:DISSECTED]
+    some, left, found = past[order].double(), [], 0
+    batch = data.observe(some, min(READ, some[0].numel()), "uniform", generator)
+    for i in range(0, len(some), AT_ONCE):
+        part = _double(batch[i : i + AT_ONCE])
+        gaussian, its = _with_components(prior.past, part)
+        amplitude = gaussian.weights[:, -4 * its.k.shape[1] :]
+        left.append(part.y_qry[..., 0] - (its.columns(part.s_qry) @ amplitude[..., None])[..., 0])
+        found += int((its.width > 0).sum())
+    left = torch.cat(left)
+    if found < 0.1 * len(some) or float(left.var()) < 1e-6 * float(some.var()):
+        return None
+    return _components(left.reshape(some.shape))
+
+
+def conditioned(prior: Prior, batch: Batch) -> posterior.Mixture:
+    """The posterior of every field of a batch; missing and NaN readings do not count."""
+    batch = _double(batch)
+    parts = [_past(prior, batch)]
+    price = [parts[0].evidence]
+    if prior.channels == 1:
+        found, its = _alone(prior, batch)
+        parts.append(found)
+        price.append(found.evidence - its.price())
+        if prior.rest is not None:
+            found, its = _with_components(prior.rest, batch)
+            parts.append(found)
+            price.append(found.evidence - its.price())
+    return posterior.mixture(parts, torch.stack(price, 1) + prior.log_weight[: len(parts)])
+
+
+def _past(prior: Prior, batch: Batch) -> posterior.Gaussian:
+    mean, columns = _functions(prior.past)
+    z = _rows(batch.y_obs) - mean(batch.s_obs)
+    widths = z.new_ones(len(z), prior.past.values.shape[-1] - 1)
+    return posterior.condition(z, _known(batch), columns, mean, batch.s_obs, widths)
+
+
+def _alone(prior: Prior, batch: Batch) -> tuple[posterior.Gaussian, waves.Waves]:
+    """Waves around the level of past fields."""
+    z, known = _rows(batch.y_obs) - prior.level, _known(batch)
+    shape = (*z.shape, z.shape[1])
+    start = CONSTANT * prior.variance.expand(len(z), 1)
+    its = waves.find(batch.s_obs, z, known, z.new_ones(shape)[:, None], start)
+    widths = torch.cat([its.scale, its.widths()], 1)
+
+    def columns(s: Tensor) -> Tensor:
+        return torch.cat([s.new_ones(*s.shape[:2], 1), its.columns(s)], -1)
+
+    def mean(s: Tensor) -> Tensor:
+        return prior.level.expand(s.shape[:2])
+
+    return posterior.condition(z, known, columns, mean, batch.s_obs, widths, its.noise), its
+
+
+def _with_components(functions: basis.GridFunctions, batch: Batch) -> tuple[posterior.Gaussian, waves.Waves]:
+    """Waves beside the components, whose common scale the readings choose."""
+    mean, components = _functions(functions)
+    known = _known(batch)
+    z, factor = _rows(batch.y_obs) - mean(batch.s_obs), components(batch.s_obs)
+    its = waves.find(batch.s_obs, z, known, (factor @ factor.mT)[:, None], z.new_ones(len(z), 1))
+    widths = torch.cat([its.scale.expand(-1, factor.shape[-1]), its.widths()], 1)
+
+    def columns(s: Tensor) -> Tensor:
+        return torch.cat([components(s), its.columns(s)], -1)
+
+    return posterior.condition(z, known, columns, mean, batch.s_obs, widths, its.noise), its
+
+
+def _functions(table: basis.GridFunctions) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """The mean (B, R) and the components (B, R, r) at sites (B, M, 2); sites shared by all fields are evaluated once."""
+
+    last = {}
+
+    def at(s: Tensor) -> Tensor:
+        if last.get("s") is not s:
+            shared = len(s) > 1 and bool((s == s[:1]).all())
+            found = table.at(s[0]).expand(len(s), -1, -1, -1) if shared else table.at(s.flatten(0, 1)).unflatten(0, s.shape[:2])
+            last.update(s=s, found=found.flatten(1, 2))
+        return last["found"]
+
+    return (lambda s: at(s)[..., 0]), (lambda s: at(s)[..., 1:])
+
+
+def _rows(y: Float[Tensor, "B N C"]) -> Float[Tensor, "B R"]:
+    return y.flatten(1)
+
+
+def _known(batch: Batch) -> Tensor:
+    """Which rows hold a value: a reading counts with all its channels or not at all."""
+    return batch.m_obs.repeat_interleave(batch.y_obs.shape[-1], 1)
+
+
+def _double(batch: Batch) -> Batch:
+    parts = {f.name: getattr(batch, f.name).cpu() for f in fields(batch)}
+    known = parts["m_obs"] & parts["y_obs"].isfinite().all(-1) & parts["s_obs"].isfinite().all(-1)
+    y, s = (parts[name].double().where(known[..., None], 0.0) for name in ("y_obs", "s_obs"))
+    return Batch(s, y, known, parts["s_qry"].double(), parts["y_qry"].double())
+
+
+def predict(prior: Prior, batch: Batch) -> Prediction:
+    """Mean, standard deviation and coherent samples at the batch's queries, called like a baseline."""
+    starts = range(0, len(batch.s_qry), AT_ONCE)
+    found = [conditioned(prior, batch[i : i + AT_ONCE]) for i in starts]
+    queries = [batch.s_qry[i : i + AT_ONCE].cpu().double() for i in starts]
+
+    def shaped(rows: Tensor) -> Tensor:
+        return rows.unflatten(-1, (-1, prior.channels)).to(batch.y_qry.device)
+
+    means, variances = zip(*(_chunked(one.at, s) for one, s in zip(found, queries, strict=True)), strict=True)
+
+    def draw(count: int, generator: torch.Generator) -> Tensor:
+        drawn = [one.draw(count, generator) for one in found]
+        parts = [torch.cat([f(piece) for piece in s.split(SITES, 1)], -1) for f, s in zip(drawn, queries, strict=True)]
+        return shaped(torch.cat(parts, 1))
+
+    return Prediction(shaped(torch.cat(means)), shaped(torch.cat(variances).sqrt()), draw)
+
+
+def _chunked(at: Callable, s: Float[Tensor, "B M 2"]) -> tuple[Tensor, Tensor]:
+    """Mean and variance a few thousand queries at a time, which bounds the memory."""
+    means, variances = zip(*(at(piece) for piece in s.split(SITES, 1)), strict=True)
+    return torch.cat(means, 1), torch.cat(variances, 1)
