@@ -1,4 +1,4 @@
-"""The command line: `python -m lib run | refs | status | bench | publish | check`.
+"""The command line: `python -m lib run | refs | status | bench | publish | reconstruct | check`.
 
 Bad input: one line and exit code 2; a failing cell: one line and 1."""
 
@@ -100,6 +100,33 @@ def publish_command(given: argparse.Namespace) -> int:
     return 0
 
 
+def reconstruct_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("readings", type=Path, metavar="READINGS.csv", help="columns x, y, value or lon, lat, value; a unit may follow, as in value [K]")
+    add("--out", type=Path, required=True, metavar="FIELD.nc", help="the field; a picture (.png) and a page (.html) go beside it")
+    add("--method", default="auto", help="auto (default), v5, gp, oi or another of baselines.METHODS")
+    add("--data", type=Path, metavar="PAST", help="past fields to learn from: .nc .npy .npz .csv or a folder of pictures")
+    add("--variable", metavar="NAME", help="which one, where --data holds several")
+    add("--weights", type=Path, metavar="FILE", help="a trained v5 (.safetensors)")
+    add("--grid", metavar="ROWSxCOLUMNS", help="for example 256x256 (default: past fields' own, else about 4,000 nodes)")
+    add("--like", type=Path, metavar="GRID.nc", help="answer on the coordinates of this file")
+    add("--samples", type=int, default=16, metavar="K", help="coherent fields to draw (default 16)")
+    add("--seed", type=int, default=0, help="of the samples (default 0)")
+    add("--noise", default="auto", help="standard deviation of the readings' errors in their unit (default: found from the readings)")
+    add("--column", default="value", metavar="NAME", help="the column of the values (default: value)")
+
+
+def reconstruct_command(given: argparse.Namespace) -> int:
+    from lib import reconstruct
+
+    if given.output or given.root:
+        raise ValueError("reconstruct writes where --out says; leave --output and --root out")
+    words = {"past": given.data, **{k: v for k, v in vars(given).items() if k in reconstruct.OPTIONS}}
+    for heading, says in reconstruct.run(given.readings, given.out, **words):
+        print(f"{heading:<9} {says}")
+    return 0
+
+
 def no_arguments(parser: argparse.ArgumentParser) -> None:
     """A command without options of its own."""
 
@@ -111,6 +138,7 @@ COMMANDS = {
     "status": ("what has been run, per profile", no_arguments, status_command),
     "bench": ("measure what a step and an evaluation cost on this machine", bench_arguments, bench_command),
     "publish": ("make finished runs the reference that README and notebooks quote", publish_arguments, publish_command),
+    "reconstruct": ("make a field of scattered readings", reconstruct_arguments, reconstruct_command),
     "check": ("is this machine ready?", no_arguments, check_command),
 }
 
