@@ -5,6 +5,7 @@ BothWays          a forward and a backward SSM block on the same tokens, combine
 TransformerLayer  attention and feed-forward, pre- or post-norm (Xiong et al., On Layer Normalization in the Transformer
                   Architecture, 2020, figure 1)
 PerceiverLayer    queries attend to the readings, then to each other (after Jaegle et al., Perceiver, 2021, figure 1)
+ReadingLayer      queries attend to the readings alone
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, silu, softplus
 
 from lib import ssm
-from lib.layers import Attention
+from lib.layers import Attention, Dropout
 
 STEPS = ("length", "fixed", "learned", "discretised", "selective", "ssd")
 GATES = {"silu": silu, "sigmoid": torch.sigmoid}
@@ -48,7 +49,7 @@ class SSMBlock(nn.Module):
         self.norm = None if norm == "none" else nn.LayerNorm(width)
         self.enter, self.leave = nn.Linear(width, 2 * inner), nn.Linear(inner, width)
         {"selective": self._selective, "ssd": self._ssd}.get(step, self._fixed)()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.feed = FeedForward(width, mlp * width, norm, dropout) if mlp else nn.Identity()
 
     def forward(self, tokens: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
@@ -145,7 +146,7 @@ class TransformerLayer(nn.Module):
         self.attention = Attention(width, heads, inner)
         self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.up, self.down = nn.Linear(width, ffn), nn.Linear(ffn, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, tokens: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
         if self.post:
@@ -164,7 +165,7 @@ class PerceiverLayer(nn.Module):
 
     def __init__(self, width: int, heads: int, ffn: int, norm: str, dropout: float):
         super().__init__()
-        self.post, self.dropout = norm == "post", nn.Dropout(dropout)
+        self.post, self.dropout = norm == "post", Dropout(dropout)
         self.cross, self.own = Attention(width, heads), Attention(width, heads)
         self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.feed = FeedForward(width, ffn, norm, dropout)
@@ -176,13 +177,28 @@ class PerceiverLayer(nn.Module):
         return self.feed(residual(queries, lambda q: self.dropout(self.own(q, q)), self.norm_2, self.post))
 
 
+class ReadingLayer(nn.Module):
+    """Queries (B, M, D) attend to the readings (B, N, D) and never to each other, then a feed-forward; each with a residual."""
+
+    def __init__(self, width: int, heads: int, ffn: int, norm: str, dropout: float):
+        super().__init__()
+        self.post, self.dropout = norm == "post", Dropout(dropout)
+        self.cross, self.norm = Attention(width, heads), nn.LayerNorm(width)
+        self.feed = FeedForward(width, ffn, norm, dropout)
+
+    def forward(
+        self, queries: Float[Tensor, "B M D"], readings: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"] | None = None
+    ) -> Float[Tensor, "B M D"]:
+        return self.feed(residual(queries, lambda q: self.dropout(self.cross(q, readings, mask)), self.norm, self.post))
+
+
 class FeedForward(nn.Module):
     """Two layers with a GELU between them, `inner` wide, and a residual."""
 
     def __init__(self, width: int, inner: int, norm: str, dropout: float):
         super().__init__()
         self.post, self.norm = norm == "post", nn.LayerNorm(width)
-        self.layers = nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner, width), nn.Dropout(dropout))
+        self.layers = nn.Sequential(nn.Linear(width, inner), nn.GELU(), Dropout(dropout), nn.Linear(inner, width), Dropout(dropout))
 
     def forward(self, tokens: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         return residual(tokens, self.layers, self.norm, self.post)

@@ -4,6 +4,8 @@ A version is a row of VERSIONS and a suspect is a value of a field, so any syste
 `build("v2-transformer", head="residual")`. As the documents describe them, readings and queries form one sequence: the encoder
 reads [(s_obs, y_obs), (s_qry, y_t)] with the time added to every token, then each query attends to the readings, and a decoder
 turns the result into a velocity. What a scan reads in which order is a switch: the order of the queries, and the direction.
+With encoder "memory" (ours) the readings are encoded once for all times; queries read that memory and never look at each other, so any
+number of queries in any chunks gives the same answer, and an evaluation costs no more than its queries.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 
 from lib import order
 from lib.data import Batch, Scaling
-from lib.encoders import CLAMPS, GATES, STEPS, BothWays, PerceiverLayer, SSMBlock, TransformerLayer
+from lib.encoders import CLAMPS, GATES, STEPS, BothWays, PerceiverLayer, ReadingLayer, SSMBlock, TransformerLayer
 from lib.layers import Attention, CoordinateFeatures, TimeEmbedding, decoder, sequence_position
 
 DATA_FLOOR = 0.02  # smallest 1 - t in (y_1 - y_t) / (1 - t): one step of 50, so that a stage at t = 1 stays finite
@@ -57,10 +59,11 @@ class ModelConfig:
     gate: str = "silu"
     mlp: int = 0  # MLP after each state-space block, its inner width in multiples of the width; 0: none
     head_width: int = 0  # inside cross-attention, time MLP and decoder; 0: the model's width
+    reads: int = 2  # layers in which queries read the memory, with encoder "memory"
 
 
 CHOICES = {
-    "encoder": ("transformer", "ssm"),
+    "encoder": ("transformer", "ssm", "memory"),
     "norm": ("pre", "post"),
     "position": ("none", "sequence"),
     "step": STEPS,
@@ -84,6 +87,9 @@ _SCAN = {"encoder": "ssm", "state": 16, "step": "discretised", "state_clamp": "h
 # hold 5.5 M; read like this they hold 4.4 M with their 4x MLPs, still above the documents' 4 M in all, but 512 wide meet their 18 M.
 _BLOCKS = ModelConfig(**_LARGE, **_SCAN, layers=6, mlp=4)
 
+# What the investigation found to be repairs, as defaults of what we build.
+_OURS = {"features": "harmonic", "time": "mlp", "head": "residual", "prediction": "data", "normalisation": "measured"}
+
 VERSIONS = {
     "v1-mamba": ModelConfig(encoder="ssm", inner=128, decoder="relu"),
     "v2-transformer": ModelConfig(dropout=0.1),
@@ -95,6 +101,7 @@ VERSIONS = {
     "v2-bimamba": replace(_BLOCKS, layers=8, mlp=0, direction="both", perceiver=2),
     "v3-morton": replace(_BLOCKS, order="morton"),
     "v4-transformer": ModelConfig(**_LARGE, layers=6, position="sequence", decoder="linear"),
+    "v5-white": ModelConfig(encoder="memory", width=64, layers=3, inner=64, frequencies=24, **_OURS),
 }
 
 
@@ -153,7 +160,11 @@ class Model(nn.Module):
         self.time = TimeEmbedding(c.time, c.width, c.head_width)
         self.blocks = nn.ModuleList(_blocks(c))
         self.perceiver = nn.ModuleList(PerceiverLayer(c.width, c.heads, c.ffn, c.norm, c.dropout) for _ in range(c.perceiver))
-        self.cross = Attention(c.width, c.heads, c.head_width)
+        self.cross = nn.Identity() if c.encoder == "memory" else Attention(c.width, c.heads, c.head_width)
+        self.reads = nn.ModuleList()
+        if c.encoder == "memory":
+            self.ask, self.remember, self.settle = nn.Linear(self.enter.in_features, c.width), nn.LayerNorm(c.width), nn.LayerNorm(c.width)
+            self.reads.extend(ReadingLayer(c.width, c.heads, c.ffn, c.norm, c.dropout) for _ in range(c.reads))
         self.decode = decoder(c.decoder, c.width, channels, c.head_width)
         for name, value in {"mean": 0.0, "std": 1.0, "low": 0.0, "high": 1.0}.items():
             self.register_buffer(f"y_{name}", torch.full((channels,), value))
@@ -184,12 +195,26 @@ class Model(nn.Module):
         if s.shape[1] == 0:
             s, y, mask = s.new_zeros(len(s), 1, 2), y.new_zeros(len(y), 1, self.channels), mask.new_zeros(len(mask), 1)
         if s.device.type == "cpu" and bool(mask.all()):  # on CUDA the question would stall the queue, so the mask stays
-            return Memory(self._tokens(s, y), None, s)
+            return self._remembered(Memory(self._tokens(s, y), None, s))
         front = torch.argsort(mask.to(torch.uint8), dim=1, stable=True)
-        return Memory(*(order.take(what, front) for what in (self._tokens(s, y), mask, s)))
+        return self._remembered(Memory(*(order.take(what, front) for what in (self._tokens(s, y), mask, s))))
+
+    def _remembered(self, memory: Memory) -> Memory:
+        """With encoder "memory", the readings after its layers; they stay the same for all times."""
+        if self.config.encoder != "memory":
+            return memory
+        tokens = memory.tokens
+        for block in self.blocks:
+            tokens = block(tokens, memory.mask)
+        return replace(memory, tokens=self.remember(tokens))
 
     def network(self, y_t: Float[Tensor, "B M C"], t: Float[Tensor, "B"], s_qry: Float[Tensor, "B M 2"], memory: Memory) -> Tensor:
         """What the network says: a velocity or the data, as `prediction` has it, in its own units; (B, M, C)."""
+        if self.config.encoder == "memory":
+            queries = self.ask(torch.cat([self.features(s_qry), y_t], -1)) + self.time(t)[:, None]
+            for layer in self.reads:
+                queries = layer(queries, memory.tokens, memory.mask)
+            return self._bounded(self.decode(self.settle(queries)))
         way = order.ORDERS[self.config.order](s_qry) if self.config.order != "given" else None
         if way is not None:
             y_t, s_qry = order.take(y_t, way), order.take(s_qry, way)
@@ -204,9 +229,11 @@ class Model(nn.Module):
         answer = self.cross(queries, readings, memory.mask)
         if self.config.head == "residual":
             answer = queries + answer
-        out = self.decode(answer)
-        out = torch.sigmoid(out) if self.config.output == "sigmoid" else out
+        out = self._bounded(self.decode(answer))
         return out if way is None else order.restore(out, way)
+
+    def _bounded(self, out: Tensor) -> Tensor:
+        return torch.sigmoid(out) if self.config.output == "sigmoid" else out
 
     def _encoder(self, tokens: Float[Tensor, "B L D"], memory: Memory, s_qry: Tensor) -> Float[Tensor, "B L D"]:
         """The blocks one after another; with direction "axes" every other one reads readings and queries by columns, the rest by rows."""
@@ -236,7 +263,7 @@ class Model(nn.Module):
 
 def _blocks(c: ModelConfig) -> Iterator[nn.Module]:
     """The encoder's blocks; with direction "both" each holds a forward and a backward one, and `layers` counts them."""
-    if c.encoder == "transformer":
+    if c.encoder != "ssm":
         yield from (TransformerLayer(c.width, c.heads, c.inner, c.ffn, c.norm, c.dropout) for _ in range(c.layers))
     elif c.direction != "both":
         yield from (_scan_block(c, c.norm, c.mlp) for _ in range(c.layers))
