@@ -10,14 +10,15 @@ neither is told to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lib import basis, data, optimal, perfield, posterior, waves
+from lib import basis, data, optimal, perfield, posterior, waves, weights
 from lib.data import Batch, Prediction
 
 AT_ONCE = 64  # fields conditioned side by side
@@ -26,6 +27,7 @@ MOST = 600  # components kept: a table of 1,024 sites then holds 5 MB
 CONSTANT = 0.25  # prior variance of the level around the past fields' mean, in units of their variance
 DISSECTED, READ = 256, 160  # past fields taken apart into waves and the rest, by this many readings each
 EXPERTS = ("past", "waves", "both")
+KIND = "v5 prior"
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,33 @@ def learn(past: Float[Tensor, "n C H W"], generator: torch.Generator | None = No
     if past.shape[1] > 1 or not bool(past.isfinite().all()):
         return prior
     return Prior(level, std.square(), components, _remainder(prior, past, generator), even)
+
+
+def state(prior: Prior) -> dict[str, Tensor]:
+    """All of it as tensors, for `restore`."""
+    found = {"level": prior.level, "variance": prior.variance, "log_weight": prior.log_weight}
+    for name, table in (("past", prior.past), ("rest", prior.rest)):
+        if table is not None:
+            found |= {name: table.values, f"{name}_shape": torch.tensor(table.shape)}
+    return found
+
+
+def restore(tensors: Mapping[str, Tensor]) -> Prior:
+    """The prior whose `state` this is; numbers kept in single precision are computed with in double."""
+    tables = {n: _table(tensors[n], tensors[f"{n}_shape"]) if n in tensors else None for n in ("past", "rest")}
+    return Prior(*(tensors[n].double() for n in ("level", "variance")), *tables.values(), tensors["log_weight"].double())
+
+
+def _table(values: Float[Tensor, "P C r"], shape: Tensor) -> basis.GridFunctions:
+    return basis.grid_functions(values.unflatten(0, tuple(shape.tolist())).permute(2, 0, 1, 3))
+
+
+def load(path: Path | str) -> Prior:
+    """The prior in a file of weights; ValueError when it is damaged or foreign."""
+    tensors, card = weights.read(path)
+    if card.get("kind") != KIND:
+        raise ValueError(f"'{path}' holds {card.get('kind')!r}, not {KIND!r}; give a file that `python -m lib train` wrote")
+    return restore(tensors)
 
 
 def _components(past: Float[Tensor, "n C H W"]) -> basis.GridFunctions:
