@@ -9,6 +9,7 @@ Letters, one meaning each
 
 Reading order, each group importing only from itself and the groups before it
     world   worlds (realworlds, files, gaussian), data (layouts, augment) fields, readings, batches
+            weights                                             learned numbers in files that run no code
     encode  layers, ssm (scans), order, encoders, model         readings to memory, memory to velocity
             posterior (basis, waves)                            columns and readings to mean, deviation, samples and evidence
     flow    flow, ode                                           loss, samples, solvers
@@ -21,6 +22,7 @@ Reading order, each group importing only from itself and the groups before it
             suspects (lineup)                                   what may cause the noise, and what proves it
     run     train (objective, schedules, checkpoint, progress, stopping)  training
             arms, cost (memory), bench (races)                  one arm of an experiment, what it costs
+            peers                                               ConvCNP, trained on the same batches
             study (workers), attribution                        many arms in one table; which switch is worth what
             evidence, family, answers, inquiry                  from tables to verdicts and sentences; versions side by side
             run (params, folders, kernel, page, machine, jobs)  notebooks in batch, with parameter files

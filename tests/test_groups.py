@@ -7,7 +7,7 @@ import pytest
 
 LIB = Path(__file__).parents[1] / "lib"
 GROUPS = [
-    {"worlds", "realworlds", "gaussian", "files", "layouts", "data", "augment"},
+    {"worlds", "realworlds", "gaussian", "files", "layouts", "data", "augment", "weights"},
     {"layers", "ssm", "scans", "order", "encoders", "model", "basis", "waves", "posterior"},
     {"ode", "flow", "coupling", "penalties"},
     {"v5", "baselines", "perfield", "optimal", "oracle", "metrics", "diagnosis", "theme", "png", "maps", "marks", "plots", "report", "widgets"}
@@ -16,6 +16,7 @@ GROUPS = [
     | {
         "objective",
         "schedules",
+        "peers",
         "stopping",
         "publish",
         "jobs",
