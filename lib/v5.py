@@ -10,7 +10,7 @@ neither is told to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -110,27 +110,35 @@ def _remainder(prior: Prior, past: Float[Tensor, "n 1 H W"], generator: torch.Ge
     return _components(left.reshape(some.shape))
 
 
-def conditioned(prior: Prior, batch: Batch) -> posterior.Mixture:
-    """The posterior of every field of a batch; missing and NaN readings do not count."""
-    batch = _double(batch)
-    parts = [_past(prior, batch)]
-    price = [parts[0].evidence]
-    if prior.channels == 1:
-        found, its = _alone(prior, batch)
-        parts.append(found)
-        price.append(found.evidence - its.price())
-        if prior.rest is not None:
-            found, its = _with_components(prior.rest, batch)
-            parts.append(found)
-            price.append(found.evidence - its.price())
-    return posterior.mixture(parts, torch.stack(price, 1) + prior.log_weight[: len(parts)])
+def conditioned(prior: Prior, batch: Batch, experts: Sequence[str] | None = None) -> posterior.Mixture:
+    """The posterior of every field of a batch by all experts that the prior has, or by some of them; NaN readings do not count."""
+    unknown = [name for name in experts or () if name not in EXPERTS]
+    if unknown:
+        raise ValueError(f"unknown expert '{unknown[0]}'; known: {', '.join(EXPERTS)}")
+    batch, has = _double(batch), has_experts(prior)
+    chosen = [name for name in has if experts is None or name in experts]
+    if not chosen:
+        raise ValueError(f"this prior has the experts {', '.join(has)}, not {', '.join(experts)}")
+    parts, evidence = zip(*(_ASK[name](prior, batch) for name in chosen), strict=True)
+    weight = prior.log_weight[[EXPERTS.index(name) for name in chosen]]
+    return posterior.mixture(list(parts), torch.stack(evidence, 1) + weight)
 
 
-def _past(prior: Prior, batch: Batch) -> posterior.Gaussian:
+def has_experts(prior: Prior) -> list[str]:
+    """Waves are looked for in fields of one channel; beside components only where these are known to leave something."""
+    return [EXPERTS[0], *(EXPERTS[1:2] if prior.channels == 1 else ()), *(EXPERTS[2:3] if prior.rest is not None else ())]
+
+
+def _past(prior: Prior, batch: Batch) -> tuple[posterior.Gaussian, Tensor]:
     mean, columns = _functions(prior.past)
     z = _rows(batch.y_obs) - mean(batch.s_obs)
     widths = z.new_ones(len(z), prior.past.values.shape[-1] - 1)
-    return posterior.condition(z, _known(batch), columns, mean, batch.s_obs, widths)
+    found = posterior.condition(z, _known(batch), columns, mean, batch.s_obs, widths)
+    return found, found.evidence
+
+
+def _priced(found: posterior.Gaussian, its: waves.Waves) -> tuple[posterior.Gaussian, Tensor]:
+    return found, found.evidence - its.price()
 
 
 def _alone(prior: Prior, batch: Batch) -> tuple[posterior.Gaussian, waves.Waves]:
@@ -164,6 +172,13 @@ def _with_components(functions: basis.GridFunctions, batch: Batch) -> tuple[post
     return posterior.condition(z, known, columns, mean, batch.s_obs, widths, its.noise), its
 
 
+_ASK = {
+    "past": _past,
+    "waves": lambda prior, batch: _priced(*_alone(prior, batch)),
+    "both": lambda prior, batch: _priced(*_with_components(prior.rest, batch)),
+}
+
+
 def _functions(table: basis.GridFunctions) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """The mean (B, R) and the components (B, R, r) at sites (B, M, 2); sites shared by all fields are evaluated once."""
 
@@ -195,10 +210,10 @@ def _double(batch: Batch) -> Batch:
     return Batch(s, y, known, parts["s_qry"].double(), parts["y_qry"].double())
 
 
-def predict(prior: Prior, batch: Batch) -> Prediction:
-    """Mean, standard deviation and coherent samples at the batch's queries, called like a baseline."""
+def predict(prior: Prior, batch: Batch, experts: Sequence[str] | None = None) -> Prediction:
+    """Mean, standard deviation and coherent samples at the batch's queries, called like a baseline; by some experts, or all."""
     starts = range(0, len(batch.s_qry), AT_ONCE)
-    found = [conditioned(prior, batch[i : i + AT_ONCE]) for i in starts]
+    found = [conditioned(prior, batch[i : i + AT_ONCE], experts) for i in starts]
     queries = [batch.s_qry[i : i + AT_ONCE].cpu().double() for i in starts]
 
     def shaped(rows: Tensor) -> Tensor:

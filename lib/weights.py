@@ -48,7 +48,7 @@ def read(path: Path | str) -> tuple[dict[str, Tensor], dict]:
     try:
         with safe_open(path, "pt") as file:
             said = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"'{path}' is truncated or not a safetensors file ({type(error).__name__}); fetch or make it again") from None
     if said.get("format") != FORMAT:

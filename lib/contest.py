@@ -1,0 +1,151 @@
+"""A contest: methods side by side on the same held-out fields, sites and noise, over worlds, numbers of readings, noise and layouts.
+
+    table = contest.run(contest.cases(["plane", "air"], readings=[13, 51]), {"oi": ..., "v5": ...}, "outputs/mine")
+    contest.leads(table, "v5", PEERS)      in each case the method's lead over the best of the others, paired by field
+
+One row per case and method. With a folder every finished row is kept there, so that a contest stopped at any moment continues.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from lib import arms, baselines, data, metrics, progress, v5, worlds
+from lib.data import Batch, Prediction
+
+BLIND = ("constant", "nearest", "linear", "thin_plate", "gp", "oi", "pod")  # peers that are told no formula
+SCORES = ("psnr", "ssim", "nrmse", "mae", "speckle", "coverage50", "coverage90", "spread_skill", "crps", "energy_score")
+RESAMPLES = 2000
+
+Method = Callable[[Batch, Tensor], Prediction]  # readings and queries, past fields -> answer
+
+
+@dataclass(frozen=True)
+class Case:
+    """What all methods are asked: the world, what is read of its held-out fields, and how many past fields there are to learn from."""
+
+    world: str
+    readings: int = 51
+    noise: float = 0.0
+    layout: str = "uniform"
+    past: int = 500
+    seed: int = 0
+    fields: int = 64
+
+
+def cases(names: Sequence[str], readings=(51,), noise=(0.0,), layout=("uniform",), **common) -> list[Case]:
+    """All combinations."""
+    return [Case(w, n, v, how, **common) for w, how, v, n in itertools.product(names, layout, noise, readings)]
+
+
+def test_batch(case: Case) -> Batch:
+    """The case's held-out fields and their readings, drawn once per seed; a world with fewer held-out fields gives what it has."""
+    world = worlds.get(case.world)
+    fields = world.fields(case.fields, generator=data.generator(case.seed, "test"), split="test")
+    return data.observe(fields, case.readings, case.layout, data.generator(case.seed, "sensors"), case.noise)
+
+
+@functools.lru_cache(maxsize=4)
+def past_fields(world: str, count: int, seed: int) -> Tensor:
+    """The fields a method may learn from."""
+    return worlds.get(world).fields(count, generator=data.generator(seed, "train"), split="train")
+
+
+@functools.lru_cache(maxsize=16)
+def prior(world: str, count: int, seed: int) -> v5.Prior:
+    """V5's prior of these fields, learned once."""
+    return v5.learn(past_fields(world, count, seed))
+
+
+def ours(experts: Sequence[str] | None = None) -> Callable[[Case], Prediction]:
+    """V5 as a method of a contest, or some of its experts alone."""
+
+    def answer(case: Case, batch: Batch) -> Prediction:
+        return v5.predict(prior(case.world, case.past, case.seed), batch, experts)
+
+    return answer
+
+
+def classical(name: str) -> Callable[[Case, Batch], Prediction]:
+    """A method of lib/baselines.py in a contest."""
+    method = baselines.get(name)
+    return lambda case, batch: method(batch, past_fields(case.world, case.past, case.seed))
+
+
+def run(
+    plan: Sequence[Case], methods: Mapping[str, Callable], folder: Path | str | None = None, samples: int = 0, show: bool | None = None
+):
+    """One row per case and method: settings, scores (mean over fields with its interval, and PSNR and CRPS of every field), time, provenance.
+
+    A method that cannot answer a case becomes a row with `error`, which the next run tries again.
+    """
+    place = Path(folder) / "contest" if folder else None
+    if place:
+        place.mkdir(parents=True, exist_ok=True)
+    todo = [(case, name) for case in plan for name in methods]
+    bar, rows = progress.bar(len(todo), label="contest", show=show), []
+    for done, (case, name) in enumerate(todo):
+        kept = place / f"{_id(case, name, samples)}.json" if place else None
+        row = json.loads(kept.read_text()) if kept and kept.exists() else None
+        if row is None:
+            row = {**asdict(case), "method": name, **_judged(case, methods[name], samples), **arms.provenance()}
+            if kept and not row["error"]:
+                temporary = kept.with_suffix(".tmp")
+                temporary.write_text(json.dumps(row))
+                os.replace(temporary, kept)
+        rows.append(row)
+        bar(done + 1, f"{case.world} {name}")
+    return pd.DataFrame(rows)
+
+
+def _id(case: Case, name: str, samples: int) -> str:
+    return hashlib.sha256(json.dumps([asdict(case), name, samples], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _judged(case: Case, method: Callable, samples: int) -> dict:
+    batch, world = test_batch(case), worlds.get(case.world)
+    began = time.perf_counter()
+    try:
+        found = method(case, batch)
+    except (ValueError, RuntimeError) as error:
+        return {"error": str(error).splitlines()[0]}
+    seconds = time.perf_counter() - began
+    scores = metrics.score(found, batch, world, samples=samples)
+    summary = metrics.summary({k: v for k, v in scores.items() if k in SCORES})
+    row = {name: its["mean"] for name, its in summary.items() if name in SCORES}
+    row |= {"psnr_low": summary["psnr"]["low"], "psnr_high": summary["psnr"]["high"], "psnr_median": summary["psnr"]["median"]}
+    row |= {f"{name}_fields": [round(float(v), 6) for v in scores[name]] for name in ("psnr", "crps") if name in scores}
+    return {**row, "ms_per_field": 1e3 * seconds / len(batch.s_qry), "error": ""}
+
+
+def leads(table: pd.DataFrame, ours: str, others: Sequence[str], score: str = "psnr") -> pd.DataFrame:
+    """Per case: the best other method, and by how much `ours` leads it, paired by field with a 95 % interval (dB, or a ratio for crps)."""
+    rows = []
+    settings = ["world", "readings", "noise", "layout"]
+    for key, some in table[table["error"] == ""].groupby(settings, sort=False):
+        by = some.set_index("method")
+        rivals = [m for m in others if m in by.index and pd.notna(by.loc[m].get(score))]
+        if ours not in by.index or not rivals:
+            continue
+        pick = max if score == "psnr" else min
+        best = pick(rivals, key=lambda m: by.loc[m, score])
+        row = {**dict(zip(settings, key, strict=True)), ours: by.loc[ours, score], "best": best, "its": by.loc[best, score]}
+        if score == "psnr":
+            a, b = (torch.tensor(by.loc[m, "psnr_fields"], dtype=torch.float64) for m in (ours, best))
+            row["lead"], row["low"], row["high"] = metrics.paired(a, b, data.generator(0, "bootstrap"), RESAMPLES)
+        else:
+            row["ratio"] = by.loc[ours, score] / by.loc[best, score]
+        rows.append(row)
+    return pd.DataFrame(rows)
