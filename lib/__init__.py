@@ -12,6 +12,7 @@ Reading order, each group importing only from itself and the groups before it
             weights                                             learned numbers in files that run no code
     encode  layers, ssm (scans), order, encoders, model         readings to memory, memory to velocity
             posterior (basis, waves)                            columns and readings to mean, deviation, samples and evidence
+            hybrid (kernels, dictionary)                        readings to a mixture of Gaussian processes
     flow    flow, ode                                           loss, samples, solvers
             coupling, penalties                                 which noise belongs to which data, smoothness and spectra
     judge   baselines (perfield, optimal, oracle), metrics      what needs no network, and the scores of all

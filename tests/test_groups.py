@@ -14,6 +14,7 @@ GROUPS = [
     | {"claims", "ledger", "suspects", "lineup", "rules"},
     {"checkpoint", "progress", "train", "arms", "bench", "cost", "machine", "params", "folders", "kernel", "page", "run", "refs", "check"}
     | {
+        "contest",
         "objective",
         "schedules",
         "peers",
