@@ -8,7 +8,7 @@ import pytest
 LIB = Path(__file__).parents[1] / "lib"
 GROUPS = [
     {"worlds", "realworlds", "gaussian", "files", "layouts", "data", "augment", "weights"},
-    {"layers", "ssm", "scans", "order", "encoders", "model", "basis", "waves", "posterior"},
+    {"layers", "ssm", "scans", "order", "encoders", "model", "basis", "waves", "posterior"} | {"kernels", "dictionary", "hybrid"},
     {"ode", "flow", "coupling", "penalties"},
     {"v5", "baselines", "perfield", "optimal", "oracle", "metrics", "diagnosis", "theme", "png", "maps", "marks", "plots", "report", "widgets"}
     | {"claims", "ledger", "suspects", "lineup", "rules"},

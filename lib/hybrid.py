@@ -1,0 +1,235 @@
+"""A mixture of Gaussian processes weighed by the readings: training fields' principal components plus stationary processes.
+
+    z = G' (y - m) / sqrt(scale) · z_c | setting ~ N(0, alpha_c (k + v I)), alpha_c ~ inverse gamma (a, b) · setting (k, v) ~ weight
+G turns channels into uncorrelated ones, k is one of the covariances of lib/kernels.py, v the noise. With alpha integrated out the
+readings of a setting follow a multivariate t distribution (Rasmussen and Williams 2006, section 9.9; Shah et al. 2014), and
+    p(setting | readings) ~ weight * p(readings | setting)^eta,
+Bayesian model averaging (Hoeting et al. 1999, Statistical Science 14:382) with a power eta <= 1, since no setting is the truth (safe Bayes:
+Gruenwald and van Ommen 2017, Bayesian Analysis 12:1069). lib/dictionary.py learns weight, a, b and eta from training fields.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from lib import data, kernels
+from lib.data import Batch, Prediction
+from lib.dictionary import Prior, default, factorise, fit, log_t, moments, restore, whiten
+from lib.kernels import Pair, Sites
+
+CHOICE_READINGS = 256  # more readings than this are thinned to choose the settings; the answer uses all of them
+NEGLIGIBLE = 0.01  # settings of less weight than this are left out of a field's mixture
+SITES_AT_ONCE = 2**19  # numbers in one block of covariances between readings and queries
+
+
+__all__ = ["Posterior", "Prior", "default", "fit", "hybrid", "posterior", "restore"]
+
+_PRIORS: WeakIdKeyDictionary = WeakIdKeyDictionary()  # training fields -> (their version, Prior): fitted once while they live
+
+
+def hybrid(batch: Batch, train_fields: Tensor | None = None) -> Prediction:
+    """The mixture's mean, standard deviation and coherent samples at the queries; without training fields its stationary settings alone."""
+    found = posterior(default(batch.y_obs.shape[-1]) if train_fields is None else fitted(train_fields, batch), batch)
+    mean, std = (value.to(batch.y_qry.device) for value in found.mean_std(batch.s_qry))
+
+    def draw(count: int, generator: torch.Generator) -> Tensor:
+        return found.draw(count, generator)(batch.s_qry).to(batch.y_qry.device)
+
+    return Prediction(mean, std, draw)
+
+
+def fitted(train_fields: Tensor, batch: Batch) -> Prior:
+    """The prior of these training fields, fitted once; ValueError for other channels than the readings'."""
+    if data.check(train_fields).shape[1] != batch.y_obs.shape[-1]:
+        raise ValueError(
+            f"training fields have {train_fields.shape[1]} channels, the readings {batch.y_obs.shape[-1]}; give the same world's"
+        )
+    now = 0 if train_fields.is_inference() else train_fields._version  # grows with every change in place
+    version, prior = _PRIORS.get(train_fields, (None, None))
+    if prior is None or version != now:
+        prior = fit(train_fields)
+        _PRIORS[train_fields] = (now, prior)
+    return prior
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One setting and the fields in whose mixture it is: weights, and per direction the factor, A^-1 z, and alpha's posterior."""
+
+    j: int
+    v: float
+    fields: Tensor  # (F,) indices
+    weight: Float[Tensor, " F"]
+    root: list[Float[Tensor, "F n n"]]
+    solved: list[Float[Tensor, "F n"]]
+    a: Float[Tensor, "C F"]
+    b: Float[Tensor, "C F"]
+
+    def scale(self, c: int) -> Float[Tensor, " F"]:
+        """The mean of alpha given the readings; where it has none (a <= 1, no readings), its mode's order b / a."""
+        return self.b[c] / (self.a[c] - 1).where(self.a[c] > 1, self.a[c])
+
+
+def posterior(prior: Prior, batch: Batch) -> Posterior:
+    """The mixture given each field's readings; NaN readings count as missing."""
+    y = batch.y_obs.to(prior.mean)
+    known = batch.m_obs & y.isfinite().all(-1) & batch.s_obs.isfinite().all(-1)
+    s = batch.s_obs.to(prior.mean).where(known[..., None], 0.0)
+    z = ((y - prior.mean_at(s)) @ prior.turn / prior.scale.sqrt()).where(known[..., None], 0.0)
+    step = max(1, -(-z.shape[1] // CHOICE_READINGS))
+    at = [prior.sites(c, s) for c in range(z.shape[-1])]
+    few = [Sites(a.s[:, ::step], a.factor[:, ::step], a.deviation[:, ::step]) for a in at]
+    evidence = _evidence(prior, few, z[:, ::step], known[:, ::step])  # (J, V, B)
+    share = (prior.weight.log()[..., None] + prior.eta * evidence).flatten(0, 1).softmax(0)  # (J V, B)
+    keep = (share > NEGLIGIBLE) | (share == share.amax(0))
+    parts, exact = _condition(prior, at, z, known, keep)
+    if step > 1:  # the chosen settings are weighed again, by all readings
+        log = prior.weight.log().flatten()[:, None]
+        share = (log + prior.eta * exact).masked_fill(~keep, -torch.inf).softmax(0)
+        total = (log + exact).masked_fill(~keep, -torch.inf).logsumexp(0)
+    else:
+        total = (prior.weight.log()[..., None] + evidence).flatten(0, 1).logsumexp(0)
+    share = share * keep / (share * keep).sum(0)
+    parts = [replace(part, weight=share[index, part.fields]) for index, part in parts]
+    return Posterior(prior, s, z, known, at, parts, total - known.sum(1) * prior.scale.log().sum() / 2)
+
+
+def _evidence(prior: Prior, at: list[Sites], z: Tensor, known: Tensor) -> Float[Tensor, "J V B"]:
+    """log p(z | setting) of every setting; -inf where its covariance cannot be factorised."""
+    n = known.sum(1).to(z)
+    found = z.new_zeros(len(prior.structures), len(prior.noise), len(z))
+    for c, sites in enumerate(at):
+        pair = Pair(sites, sites)
+        for j in range(len(prior.structures)):
+            K = pair.covariance(prior.structure(j))
+            for i, v in enumerate(prior.noise.tolist()):
+                root, sound = factorise(K, v, known)
+                logdet, misfit = moments(root, z[..., c])
+                found[j, i] += log_t(logdet, misfit, n, prior.a[j, c], prior.b[j, c]).where(sound, -torch.inf)
+    return found.nan_to_num(-torch.inf, neginf=-torch.inf)
+
+
+def _condition(prior: Prior, at: list[Sites], z: Tensor, known: Tensor, keep: Tensor) -> tuple[list[tuple[int, _Part]], Tensor]:
+    """The kept settings with their factors, by index, and log p(z | setting) (J V, B) of these."""
+    parts, exact, n = [], z.new_full(keep.shape, -torch.inf), known.sum(1).to(z)
+    V, pairs = len(prior.noise), [Pair(sites, sites) for sites in at]
+    for index in keep.any(1).nonzero()[:, 0].tolist():
+        j, v = index // V, float(prior.noise[index % V])
+        chosen = keep[index].nonzero()[:, 0]
+        roots, solved, rates, total = [], [], [], 0.0
+        for c, pair in enumerate(pairs):
+            root, sound = factorise(pair.covariance(prior.structure(j), chosen), v, known[chosen])
+            logdet, misfit = moments(root, z[chosen, :, c])
+            total = total + log_t(logdet, misfit, n[chosen], prior.a[j, c], prior.b[j, c]).where(sound, -torch.inf)
+            roots.append(root)
+            solved.append(torch.cholesky_solve(z[chosen, :, c, None], root)[..., 0])
+            rates.append(prior.b[j, c] + misfit / 2)
+        exact[index, chosen] = total
+        shape = prior.a[j][:, None] + n[chosen] / 2
+        parts.append((index, _Part(j, v, chosen, total, roots, solved, shape, torch.stack(rates))))
+    return parts, exact
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """B fields given their readings; log_evidence is log p(readings) as a density in the units of the data."""
+
+    prior: Prior
+    s: Float[Tensor, "B N 2"]
+    z: Float[Tensor, "B N C"]
+    known: Bool[Tensor, "B N"]
+    at: list[Sites]
+    parts: list[_Part]
+    log_evidence: Float[Tensor, " B"]
+
+    def mean_std(self, s_qry: Float[Tensor, "B M 2"]) -> tuple[Float[Tensor, "B M C"], Float[Tensor, "B M C"]]:
+        """Mean and standard deviation of the noise-free field, within settings and between them, at any sites."""
+        step = max(1, SITES_AT_ONCE // max(1, self.z[..., 0].numel()))
+        found = [self._block(s_qry[:, i : i + step]) for i in range(0, max(s_qry.shape[1], 1), step)]
+        return torch.cat([mean for mean, _ in found], 1), torch.cat([std for _, std in found], 1)
+
+    def _block(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = [], []
+        for c, obs in enumerate(self.at):
+            qry = self.prior.sites(c, s)
+            pair, mean, square = Pair(obs, qry), self.z.new_zeros(s.shape[:2]), self.z.new_zeros(s.shape[:2])
+            for part in self.parts:
+                k, i = self.prior.structure(part.j), part.fields
+                K = pair.covariance(k, i) * self.known[i, :, None]
+                m = torch.einsum("fnm,fn->fm", K, part.solved[c])
+                within = pair.variance(k, i) - whiten(part.root[c], K).square().sum(1)
+                mean[i] += part.weight[:, None] * m
+                square[i] += part.weight[:, None] * (within.clamp(min=0) * part.scale(c)[:, None] + m**2)
+            first.append(mean)
+            second.append((square - mean**2).clamp(min=0))
+        scale, turn = self.prior.scale, self.prior.turn
+        mean = self.prior.mean_at(s) + (torch.stack(first, -1) * scale.sqrt()) @ turn.T
+        return mean, ((torch.stack(second, -1) * scale) @ turn.square().T).sqrt()
+
+    def leave_one_out(self) -> Float[Tensor, "B N C"]:
+        """Each reading predicted from the others by every setting, z_i - (A^-1 z)_i / (A^-1)_ii, weights as given all readings."""
+        found = torch.zeros_like(self.z)
+        for c in range(self.z.shape[-1]):
+            for part in self.parts:
+                precision = torch.cholesky_inverse(part.root[c]).diagonal(dim1=1, dim2=2)
+                left = self.z[part.fields, :, c] - part.solved[c] / precision
+                found[part.fields, :, c] += part.weight[:, None] * left
+        return self.prior.mean_at(self.s) + (found * self.prior.scale.sqrt()) @ self.prior.turn.T
+
+    def draw(self, count: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+        """Draws of the posterior as a function: sites (B, M, 2) to values (K, B, M, C), the same fields at every call.
+
+        A setting by its weight, alpha by its posterior, then a draw of the prior moved by the covariance to the readings (Matheron's rule).
+        """
+        seeds = torch.randint(2**62, (count, len(self.z)), generator=generator, device=generator.device).cpu()
+        share = self.z.new_zeros(len(self.z), len(self.parts))
+        for p, part in enumerate(self.parts):
+            share[part.fields, p] = part.weight
+        u = torch.rand(count, len(self.z), generator=generator, device=generator.device, dtype=torch.float64).to(share)
+        chosen = (u[..., None] > share.cumsum(1)).sum(-1).clamp(max=len(self.parts) - 1)  # (K, B)
+
+        def at(s: Float[Tensor, "B M 2"]) -> Float[Tensor, "K B M C"]:
+            found = self.z.new_zeros(count, *s.shape[:2], self.z.shape[-1])
+            for c, obs in enumerate(self.at):
+                qry = self.prior.sites(c, s)
+                for i in range(len(self.z)):
+                    one = torch.tensor([i], device=self.z.device)
+                    pair = Pair(obs[one], qry[one])
+                    for k in range(count):
+                        found[k, i, :, c] = self._draw(self.parts[int(chosen[k, i])], i, c, pair, int(seeds[k, i]) + c)
+            return self.prior.mean_at(s) + (found * self.prior.scale.sqrt()) @ self.prior.turn.T
+
+        return at
+
+    def _draw(self, part: _Part, i: int, c: int, pair: Pair, seed: int) -> Float[Tensor, " M"]:
+        generator, where = torch.Generator().manual_seed(seed), int((part.fields == i).nonzero()[0, 0])
+        k, obs, known = self.prior.structure(part.j), pair.s, self.known[i]
+        both = Sites(*(torch.cat(t, 1) for t in zip(_all(obs), _all(pair.t), strict=True)))
+        alpha = _inverse_gamma(float(part.a[c, where]), float(part.b[c, where]), generator)
+        error = part.v**0.5 * torch.randn(len(known), generator=generator, dtype=torch.float64).to(self.z)
+        seen, prior = kernels.draw(k, both, generator).split([len(known), pair.t.s.shape[1]])
+        K = pair.covariance(k)[0] * known[:, None]  # (n, M)
+        gain = torch.cholesky_solve(((seen + error) * known)[:, None], part.root[c][where])[:, 0]
+        return part.solved[c][where] @ K + alpha**0.5 * (prior - gain @ K)
+
+
+def _all(at: Sites) -> tuple[Tensor, Tensor, Tensor]:
+    return at.s, at.factor, at.deviation
+
+
+def _inverse_gamma(a: float, b: float, generator: torch.Generator) -> float:
+    """b / g with g ~ gamma(a, 1), from normal numbers alone (Marsaglia and Tsang 2000, ACM TOMS 26:363, with their step for a < 1)."""
+    lift = 1.0 if a >= 1 else float(torch.rand(1, generator=generator, dtype=torch.float64)) ** (1 / a)
+    d = (a if a >= 1 else a + 1) - 1 / 3
+    while True:
+        x = float(torch.randn(1, generator=generator, dtype=torch.float64))
+        u, cube = float(torch.rand(1, generator=generator, dtype=torch.float64)), (1 + x / math.sqrt(9 * d)) ** 3
+        if cube > 0 and math.log(max(u, 1e-300)) < x * x / 2 + d - d * cube + d * math.log(cube):
+            return b / max(d * cube * lift, 1e-300)
