@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from lib import data, flow, folders, machine, model, train, worlds
+from lib.layers import Dropout
 
 
 def compare(
@@ -61,7 +62,7 @@ class PlainTransformer(nn.Module):
 
     def __init__(self, width=128, inner=64, ffn=128, heads=4, layers=4, dropout=0.1):
         super().__init__()
-        self.heads, self.p = heads, dropout
+        self.heads, self.drop = heads, Dropout(dropout)
         parts = lambda: nn.ModuleList([  # noqa: E731
             nn.LayerNorm(width), nn.Linear(width, 3 * inner), nn.Linear(inner, width),
             nn.LayerNorm(width), nn.Linear(width, ffn), nn.Linear(ffn, width),
@@ -71,12 +72,11 @@ class PlainTransformer(nn.Module):
         self.decode = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
 
     def forward(self, tokens: Tensor, readings: int) -> Tensor:
-        drop = lambda x: nn.functional.dropout(x, self.p)  # noqa: E731
         split = lambda x: x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # noqa: E731
         for norm_1, qkv, out, norm_2, up, down in self.layers:
             q, k, v = (split(x) for x in qkv(norm_1(tokens)).chunk(3, -1))
-            tokens = tokens + drop(out(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
-            tokens = tokens + drop(down(drop(gelu(up(norm_2(tokens))))))
+            tokens = tokens + self.drop(out(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
+            tokens = tokens + self.drop(down(self.drop(gelu(up(norm_2(tokens))))))
         to_q, to_kv, out = self.cross
         k, v = (split(x) for x in to_kv(tokens[:, :readings]).chunk(2, -1))
         answer = scaled_dot_product_attention(split(to_q(tokens[:, readings:])), k, v).transpose(1, 2).flatten(2)
