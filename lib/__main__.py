@@ -1,4 +1,4 @@
-"""The command line: `python -m lib run | refs | status | bench | publish | reconstruct | check`.
+"""The command line: `python -m lib run | refs | status | bench | publish | train | reconstruct | check`.
 
 Bad input: one line and exit code 2; a failing cell: one line and 1."""
 
@@ -127,6 +127,24 @@ def reconstruct_command(given: argparse.Namespace) -> int:
     return 0
 
 
+def train_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--data", type=Path, required=True, metavar="PAST", help="past fields: .nc .npy .npz .csv or a folder of pictures")
+    add("--out", type=Path, required=True, metavar="PRIOR.safetensors", help="where the prior goes; its card (.json) goes beside it")
+    add("--variable", metavar="NAME", help="which one, where --data holds several")
+    add("--seed", type=int, default=0, help="of the fields held out to judge it (default 0)")
+
+
+def train_command(given: argparse.Namespace) -> int:
+    from lib import learn
+
+    if given.output or given.root:
+        raise ValueError("train writes where --out says; leave --output and --root out")
+    for heading, says in learn.run(given.data, given.out, given.variable, given.seed):
+        print(f"{heading:<9} {says}")
+    return 0
+
+
 def no_arguments(parser: argparse.ArgumentParser) -> None:
     """A command without options of its own."""
 
@@ -139,6 +157,7 @@ COMMANDS = {
     "bench": ("measure what a step and an evaluation cost on this machine", bench_arguments, bench_command),
     "publish": ("make finished runs the reference that README and notebooks quote", publish_arguments, publish_command),
     "reconstruct": ("make a field of scattered readings", reconstruct_arguments, reconstruct_command),
+    "train": ("learn a prior from past fields, for reconstruct --weights", train_arguments, train_command),
     "check": ("is this machine ready?", no_arguments, check_command),
 }
 

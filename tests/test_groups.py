@@ -15,6 +15,7 @@ GROUPS = [
     {"checkpoint", "progress", "train", "arms", "bench", "cost", "machine", "params", "folders", "kernel", "page", "run", "refs", "check"}
     | {
         "contest",
+        "learn",
         "objective",
         "schedules",
         "peers",

@@ -1,0 +1,101 @@
+"""A prior from the user's own past fields, kept in a file: `python -m lib train --data folder/ --out prior.safetensors`.
+
+Nothing is optimised for hours: mean, principal components and what waves leave of the fields are linear algebra, seconds for hundreds of
+fields. A tenth of the fields is held out to say on the card how well the others predict it; the prior that is kept has seen all.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lib import baselines, data, files, frame, machine, metrics, realworlds, v5, weights
+
+FEWEST = 10  # fields below which a tenth held out says nothing
+HELD_OUT = 0.1
+SHARE = 0.05  # of the sites read when the held-out fields are judged
+MOST_JUDGED = 64
+LARGEST = 8e6  # bytes of a file; beyond, numbers are kept in single precision, and fewer components
+
+
+def run(path: Path | str, out: Path | str, variable: str | None = None, seed: int = 0) -> list[tuple[str, str]]:
+    """Learn from the fields of a file or folder and write the prior; what was done, as (heading, words)."""
+    out = Path(out)
+    if out.suffix != ".safetensors" or not out.parent.is_dir():
+        raise ValueError(f"--out '{out}': give a .safetensors file in a folder that exists")
+    began = time.perf_counter()
+    found = files.read_fields(path, variable)
+    if len(found.y) < FEWEST:
+        raise ValueError(f"'{path}' holds {len(found.y)} fields; give at least {FEWEST}, or use --method gp, which learns from none")
+    grid = frame.of_fields(path, found.axes, tuple(found.y.shape[-2:]), _names(found.axes)) if found.axes else None
+    y = found.y.mT if grid is not None and grid[1] else found.y
+    pool = realworlds.pool({"train": [y]})
+    scaled = ((y.double() - pool.low) / (pool.high - pool.low)).float()
+    scores = judged(scaled, seed)
+    prior = v5.learn(scaled)
+    card = {
+        "kind": v5.KIND,
+        "data": Path(path).name,
+        "fields": len(y),
+        "shape": list(y.shape[1:]),
+        "low": pool.low,
+        "high": pool.high,
+        "unit": found.unit,
+        "axes": list(grid[0].names) if grid is not None else [],
+        "experts": v5.has_experts(prior),
+        "scores": scores,
+        "seconds": round(time.perf_counter() - began, 1),
+        "machine": machine.hardware(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    tensors = fitting(v5.state(prior))
+    if grid is not None:
+        tensors |= {"axis_x": torch.tensor(np.asarray(grid[0].x, np.float64)), "axis_y": torch.tensor(np.asarray(grid[0].y, np.float64))}
+    digest = weights.write(out, tensors, card)
+    size = out.stat().st_size / 1e6
+    return [
+        ("fields", f"{len(y)} of {y.shape[-2]} x {y.shape[-1]}, {pool.low:.6g} to {pool.high:.6g} {found.unit}".rstrip()),
+        ("experts", ", ".join(card["experts"])),
+        ("held out", "; ".join(f"{name} {its['psnr']:.1f} dB" for name, its in scores["methods"].items()) + f" ({scores['told']})"),
+        ("written", f"{out}, {size:.1f} MB, SHA-256 {digest[:12]}, in {card['seconds']} s"),
+    ]
+
+
+def judged(fields: Tensor, seed: int = 0) -> dict:
+    """PSNR and coverage on a tenth of the fields by a prior of the others, beside optimal interpolation and the constant."""
+    order = torch.randperm(len(fields), generator=data.generator(seed, "held out"))
+    held = min(max(round(HELD_OUT * len(fields)), 1), MOST_JUDGED)
+    test, past = fields[order[:held]], fields[order[held:]]
+    least = int(data.valid(test).sum(1).min())
+    count = max(round(SHARE * least), 2)
+    batch = data.observe(test, count, "uniform", data.generator(seed, "sensors"))
+    prior, std = v5.learn(past), float(data.measure(past).std.mean())
+    answers = {"v5": v5.predict(prior, batch), **{name: baselines.get(name)(batch, past) for name in ("oi", "constant")}}
+    scores = {name: metrics.score(found, batch, std) for name, found in answers.items()}
+    kept = ("psnr", "coverage90", "crps")
+    methods = {name: {k: float(its[k].nanmean()) for k in kept if k in its} for name, its in scores.items()}
+    return {"methods": methods, "told": f"mean of {held} fields read at {count} sites"}
+
+
+def fitting(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in double precision if that makes at most LARGEST bytes, else tables in single, with their last components cut."""
+    if _bytes(tensors) <= LARGEST:
+        return tensors
+    small = {k: v.float() if v.ndim == 3 else v for k, v in tensors.items()}
+    share = min(1.0, LARGEST / _bytes(small))
+    return {k: v[..., : max(1, int(share * v.shape[-1]))] if v.ndim == 3 else v for k, v in small.items()}
+
+
+def _bytes(tensors: dict[str, Tensor]) -> int:
+    return sum(v.numel() * v.element_size() for v in tensors.values())
+
+
+def _names(axes) -> tuple[str, str]:
+    """Names of the coordinates to the right and downwards, as readings would have them."""
+    plain = {str(name).lower()[:3] for name, _ in axes}
+    return frame.GEOGRAPHIC if plain == {"lon", "lat"} else ("x", "y")
