@@ -6,12 +6,14 @@ tensor product of quintic splines passes through every node and is smooth betwee
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.interpolate import BSpline, make_interp_spline
+from scipy.sparse import csr_matrix
 from torch import Tensor
 
 ON_NODE = 5e-7  # of the number of nodes: sites this near to a node are rounded float32 coordinates of it
@@ -25,18 +27,68 @@ class GridFunctions:
     coefficients: Float[Tensor, "P C r"]
     shape: tuple[int, int]
 
+    def __getitem__(self, which: slice) -> GridFunctions:
+        """Some of the functions."""
+        return GridFunctions(self.values[..., which], self.coefficients[..., which], self.shape)
+
     def at(self, s: Float[Tensor, "M 2"]) -> Float[Tensor, "M C r"]:
         """The functions at M sites; outside [-1, 1]^2 as on its edge."""
         nodes, exact = _nodes(s, self.shape)
-        if exact:
-            return self.values[nodes]
-        rows, columns = (_local(s[:, axis], size) for axis, size in ((1, self.shape[0]), (0, self.shape[1])))
-        found = self.values.new_zeros(len(s), *self.values.shape[1:])
-        for i in range(rows[0].shape[1]):
-            for j in range(columns[0].shape[1]):
-                weight = (rows[1][:, i] * columns[1][:, j])[:, None, None]
-                found += weight * self.coefficients[rows[0][:, i] * self.shape[1] + columns[0][:, j]]
-        return found
+        return self.values[nodes] if exact else _evaluated(self.coefficients, s, self.shape)
+
+    def times(self, s: Float[Tensor, "M 2"], matrix: Float[Tensor, "r n"]) -> Float[Tensor, "M C n"]:
+        """n linear combinations of the functions, combined at the nodes where there are fewer of them than of sites."""
+        if len(s) < len(self.values):
+            return self.at(s) @ matrix
+        nodes, exact = _nodes(s, self.shape)
+        return (self.values @ matrix)[nodes] if exact else _evaluated(self.coefficients @ matrix, s, self.shape)
+
+    def power(self, s: Float[Tensor, "M 2"]) -> Float[Tensor, "M C"]:
+        """The sum of the squares of all functions; on a lattice through the Gram matrix of each row, without a table of all at each site."""
+        exact = _nodes(s, self.shape)[1]
+        lattice = None if exact else _lattice(s)
+        if exact or lattice is None:
+            return self.at(s).square().sum(-1)
+        rows, columns = lattice
+        height, width = self.shape
+        weights, channels = _weights(columns, width), self.values.shape[1]
+        across = torch.from_numpy(weights.toarray())
+        found = s.new_empty(len(rows), len(columns), channels, dtype=torch.float64)
+        table = torch.from_numpy(_weights(rows, height) @ self.coefficients.reshape(height, -1).numpy())
+        for c, row in enumerate(table.unflatten(1, (width, channels, -1)).unbind(2)):
+            found[..., c] = ((across @ (row @ row.mT)) * across).sum(-1)
+        return found.flatten(0, 1)
+
+
+def _evaluated(coefficients: Float[Tensor, "P C r"], s: Float[Tensor, "M 2"], shape: tuple[int, int]) -> Float[Tensor, "M C r"]:
+    """Splines of these coefficients: axis by axis where the sites are a lattice, else at each site."""
+    lattice, tail = _lattice(s), coefficients.shape[1:]
+    if lattice is None:
+        rows, columns = _weights(s[:, 1], shape[0]), _weights(s[:, 0], shape[1])
+        return torch.from_numpy(_products(rows, columns) @ coefficients.flatten(1).numpy()).unflatten(1, tail)
+    rows, columns = (_weights(place, size) for place, size in zip(lattice, shape, strict=True))
+    table = rows @ coefficients.reshape(shape[0], -1).numpy()
+    table = table.reshape(len(lattice[0]), shape[1], -1)
+    return torch.from_numpy(np.stack([columns @ row for row in table])).flatten(0, 1).unflatten(1, tail)
+
+
+def _lattice(s: Float[Tensor, "M 2"]) -> tuple[Float[Tensor, " h"], Float[Tensor, " w"]] | None:
+    """Places of the rows and of the columns if the sites are all their crossings, row by row."""
+    width = int((s[:, 1] == s[:1, 1]).sum()) if len(s) else 0
+    if width < 2 or len(s) % width:
+        return None
+    sites = s.unflatten(0, (-1, width))
+    same = bool((sites[..., 1] == sites[:, :1, 1]).all()) and bool((sites[..., 0] == sites[:1, :, 0]).all())
+    return (sites[:, 0, 1], sites[0, :, 0]) if same else None
+
+
+def _products(rows: csr_matrix, columns: csr_matrix) -> csr_matrix:
+    """The weight of every coefficient of the tensor product at each site."""
+    i, j = (part.indices.reshape(part.shape[0], -1) for part in (rows, columns))
+    a, b = (part.data.reshape(part.shape[0], -1) for part in (rows, columns))
+    index = (i[:, :, None] * columns.shape[1] + j[:, None]).reshape(-1)
+    start = np.arange(len(i) + 1) * (i.shape[1] * j.shape[1])
+    return csr_matrix(((a[:, :, None] * b[:, None]).reshape(-1), index, start), (len(i), rows.shape[1] * columns.shape[1]))
 
 
 def grid_functions(values: Float[Tensor, "C H W r"]) -> GridFunctions:
@@ -64,21 +116,18 @@ def _degree(size: int) -> int:
     return min(5, (size - 1) // 2 * 2 + 1 if size % 2 == 0 else max(size - 2, 1))
 
 
+@functools.cache
 def _knots(size: int) -> tuple[np.ndarray, int]:
     degree = _degree(size)
     return make_interp_spline(_places(size), np.zeros(size), k=degree).t, degree
 
 
-def _local(place: Float[Tensor, " M"], size: int) -> tuple[Int[Tensor, "M k"], Float[Tensor, "M k"]]:
-    """Which coefficients along one axis reach each place, and their B-spline weights."""
+def _weights(place: Float[Tensor, " M"], size: int) -> csr_matrix:
+    """B-spline weights (M, size) of the coefficients along one axis, degree + 1 of them at each place."""
     if size == 1:
-        return torch.zeros(len(place), 1, dtype=torch.long), torch.ones(len(place), 1, dtype=torch.float64)
-    knots, degree = _knots(size)
-    inside = place.double().clamp(-1, 1).cpu().numpy()
-    matrix = BSpline.design_matrix(inside, knots, degree).tocsr()
-    matrix.sort_indices()
-    index = torch.from_numpy(matrix.indices.astype(np.int64)).reshape(len(place), degree + 1)
-    return index, torch.from_numpy(matrix.data).reshape(len(place), degree + 1)
+        return csr_matrix(np.ones((len(place), 1)))
+    found = BSpline.design_matrix(place.double().clamp(-1, 1).cpu().numpy(), *_knots(size))
+    return csr_matrix((found.data, found.indices, found.indptr), found.shape)
 
 
 def _nodes(s: Float[Tensor, "M 2"], shape: tuple[int, int]) -> tuple[Int[Tensor, " M"], bool]:

@@ -1,7 +1,7 @@
 """Bayesian linear regression on any columns: exact mean, standard deviation and coherent samples at any sites, with the evidence.
 
     y(s) = m(s) + Phi(s) w,   w ~ N(0, W),   readings z = y_obs - m(s_obs) = Phi_obs w + e,   e ~ N(0, v)
-With Phi_obs W^(1/2) = U S R', every answer follows from the factors S^2 / (S^2 + v): nothing is squared, so that fields of few dimensions are
+With Phi_obs W^(1/2) = U S R', every answer follows from the factors S^2 / (S^2 + v): nothing is squared, so fields of few dimensions are
 solved to the last digits of float64 (Bishop 2006, Pattern Recognition and Machine Learning, sections 3.3 and 3.5). A sample is a function:
 weights drawn once, evaluated wherever it is asked.
 """
@@ -11,15 +11,86 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-Columns = Callable[[Tensor], Tensor]  # sites (B, M, 2) -> (B, R, r), R = M C rows, channels of one site together
+from lib.basis import GridFunctions
+
+Columns = Callable[[Tensor], Tensor]  # sites (B, M, 2) -> (B, R, r), R = M C rows, channels of one site together; maybe Shortcuts too
 PRIOR_COUNT = 4.0  # a scale of 1 counts as much as this many readings, so that one reading cannot set it
 NOISES = torch.logspace(-20, 1, 64, dtype=torch.float64)  # v tried, relative to the largest variance at the readings
-NARROWER = 12  # halvings of the bracket around the best of them
+ROUNDS, NARROWER = 4, 8  # how often the bracket around the best of them narrows, and by which factor
+NEGLIGIBLE = 1e-12  # weight of a part below which its answer is not asked
+
+
+@runtime_checkable
+class Shortcuts(Protocol):
+    """Columns that know products with themselves at less cost than themselves."""
+
+    def times(self, s: Float[Tensor, "B M 2"], matrix: Float[Tensor, "B r n"]) -> Float[Tensor, "B R n"]:
+        """Columns @ matrix."""
+
+    def power(self, s: Float[Tensor, "B M 2"], widths: Float[Tensor, "B r"]) -> Float[Tensor, "B R"]:
+        """Columns squared @ widths."""
+
+
+def times(columns: Columns, s: Float[Tensor, "B M 2"], matrix: Float[Tensor, "B r n"]) -> Float[Tensor, "B R n"]:
+    """Columns @ matrix, by the shorter way where there is one."""
+    return columns.times(s, matrix) if isinstance(columns, Shortcuts) else columns(s) @ matrix
+
+
+def power(columns: Columns, s: Float[Tensor, "B M 2"], widths: Float[Tensor, "B r"]) -> Float[Tensor, "B R"]:
+    """Prior variance: columns squared @ widths."""
+    return columns.power(s, widths) if isinstance(columns, Shortcuts) else (columns(s).square() @ widths[..., None])[..., 0]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The columns of several, one beside the other; `counts` of them each."""
+
+    parts: tuple[Columns, ...]
+    counts: tuple[int, ...]
+
+    def __call__(self, s: Float[Tensor, "B M 2"]) -> Float[Tensor, "B R r"]:
+        return torch.cat([part(s) for part in self.parts], -1)
+
+    def times(self, s: Float[Tensor, "B M 2"], matrix: Float[Tensor, "B r n"]) -> Float[Tensor, "B R n"]:
+        return sum(times(part, s, its) for part, its in zip(self.parts, matrix.split(self.counts, 1), strict=True))
+
+    def power(self, s: Float[Tensor, "B M 2"], widths: Float[Tensor, "B r"]) -> Float[Tensor, "B R"]:
+        return sum(power(part, s, its) for part, its in zip(self.parts, widths.split(self.counts, 1), strict=True))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Functions on a grid as columns; the prior variance of each is the same."""
+
+    functions: GridFunctions
+
+    def __call__(self, s: Float[Tensor, "B M 2"]) -> Float[Tensor, "B R r"]:
+        if shared(s):  # evaluated once
+            return self.functions.at(s[0]).flatten(0, 1).expand(len(s), -1, -1)
+        return self.functions.at(s.flatten(0, 1)).unflatten(0, s.shape[:2]).flatten(1, 2)
+
+    def times(self, s: Float[Tensor, "B M 2"], matrix: Float[Tensor, "B r n"]) -> Float[Tensor, "B R n"]:
+        if not shared(s):
+            return self(s) @ matrix
+        found = self.functions.times(s[0], matrix.transpose(0, 1).flatten(1))  # (M, C, B n)
+        return found.flatten(0, 1).unflatten(1, (len(s), -1)).transpose(0, 1)
+
+    def power(self, s: Float[Tensor, "B M 2"], widths: Float[Tensor, "B r"]) -> Float[Tensor, "B R"]:
+        own = widths[:, :1]
+        if not shared(s) or not bool((widths == own).all()):
+            return (self(s).square() @ widths[..., None])[..., 0]
+        return own * self.functions.power(s[0]).flatten()
+
+
+def shared(s: Float[Tensor, "B M 2"]) -> bool:
+    """Whether all fields have the same sites."""
+    return len(s) == 1 or bool((s == s[:1]).all())
 
 
 @dataclass(frozen=True)
@@ -36,13 +107,12 @@ class Gaussian:
 
     def at(self, s: Float[Tensor, "B M 2"], spread: bool = True) -> tuple[Tensor, Tensor | None]:
         """Mean and variance (B, R) at the sites; without `spread` only the mean."""
-        columns = self.columns(s)
-        mean = self.mean(s) + (columns @ self.weights[..., None])[..., 0]
+        weights = self.weights[..., None]
         if not spread:
-            return mean, None
-        columns = columns * self.root[:, None]
-        known = (columns @ self.right).square() @ self.shrink[..., None]
-        return mean, (columns.square().sum(-1) - known[..., 0]).clamp(min=0)
+            return self.mean(s) + times(self.columns, s, weights)[..., 0], None
+        found = times(self.columns, s, torch.cat([weights, self.root[..., None] * self.right], -1))
+        known = found[..., 1:].square() @ self.shrink[..., None]
+        return self.mean(s) + found[..., 0], (power(self.columns, s, self.root.square()) - known[..., 0]).clamp(min=0)
 
     def draw(self, count: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
         """`count` samples as a function of the sites: (B, M, 2) -> (K, B, R)."""
@@ -52,7 +122,7 @@ class Gaussian:
         w = self.weights + self.root * w
 
         def sampled(s: Tensor) -> Tensor:
-            return self.mean(s) + torch.einsum("bmr,kbr->kbm", self.columns(s), w)
+            return self.mean(s) + times(self.columns, s, w.permute(1, 2, 0)).permute(2, 0, 1)
 
         return sampled
 
@@ -69,11 +139,8 @@ def condition(
     """The posterior given readings z, already less the mean; without a noise variance, noise and a common scale of W by evidence."""
     root = widths.sqrt()
     phi = columns(s) * root[:, None] * known[..., None]
-    left, singular, right = _svd(phi)
-    z = z.where(known, 0)
-    z2 = torch.einsum("brn,br->bn", left, z)
-    rest = (z.square().sum(1) - z2.square().sum(1)).clamp(min=0)
-    count = known.sum(1)
+    singular, right, z2, rest = _along(phi, z.where(known, 0))
+    count = known.sum(1).to(z)  # in float64: a whole number times a float would be float32
     if noise is None:
         noise, scale = by_evidence(singular.square(), z2.square(), rest, count)
     else:
@@ -110,26 +177,25 @@ def by_evidence(variance: Tensor, z2: Tensor, rest: Tensor, count: Tensor) -> tu
         return fit + (variance[:, None] + v[..., None]).log().sum(-1) + spare * log_v
 
     tried = NOISES.log() + largest.log()[:, None]
-    best = cost(tried).argmin(1, keepdim=True)
-    middle, half = tried.gather(1, best), (NOISES[1] / NOISES[0]).log()
-    for _ in range(NARROWER):  # the bracket [middle - half, middle + half] holds the least cost
-        half = half / 2
-        near = torch.cat([middle - half, middle, middle + half], 1)
-        middle = near.gather(1, cost(near).argmin(1, keepdim=True))
+    middle, half = tried.gather(1, cost(tried).argmin(1, keepdim=True)), (NOISES[1] / NOISES[0]).log()
+    for _ in range(ROUNDS):  # the bracket [middle - half, middle + half] holds the least cost
+        near = middle + half * torch.linspace(-1, 1, 2 * NARROWER + 1, dtype=torch.float64)
+        middle, half = near.gather(1, cost(near).argmin(1, keepdim=True)), half / NARROWER
     v = middle.exp()
     scale = ((PRIOR_COUNT + misfit(v)) / (PRIOR_COUNT + count)[:, None])[:, 0]
     return scale * v[:, 0], scale
 
 
-def _svd(phi: Float[Tensor, "B R r"]) -> tuple[Tensor, Tensor, Tensor]:
-    """U (B, R, n), S (B, n), R (B, r, n) of the columns at the readings, n = min(R, r); through a QR of the longer side."""
-    if phi.shape[1] < phi.shape[2]:
+def _along(phi: Float[Tensor, "B R r"], z: Float[Tensor, "B R"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of phi = U diag(S) V': S (B, n), V (B, r, n), U' z (B, n), n = min(R, r), and |z|^2 beyond U; through a QR of the longer side."""
+    count = phi.shape[2]
+    if phi.shape[1] < count:
         q, r = torch.linalg.qr(phi.mT)
         left, singular, right = torch.linalg.svd(r.mT, full_matrices=False)
-        return left, singular, q @ right.mT
-    q, r = torch.linalg.qr(phi)
-    left, singular, right = torch.linalg.svd(r, full_matrices=False)
-    return q @ left, singular, right.mT
+        return singular, q @ right.mT, (left.mT @ z[..., None])[..., 0], z.new_zeros(len(z))
+    r = torch.linalg.qr(torch.cat([phi, z[..., None]], -1), mode="r").R  # of the readings only their turn into the columns' span is kept
+    left, singular, right = torch.linalg.svd(r[:, :count, :count], full_matrices=False)
+    return singular, right.mT, (left.mT @ r[:, :count, count:])[..., 0], r[:, count:, count].square().sum(1)
 
 
 @dataclass(frozen=True)
@@ -139,13 +205,15 @@ class Mixture:
     parts: tuple[Gaussian, ...]
     weight: Float[Tensor, "B E"]
 
-    def at(self, s: Float[Tensor, "B M 2"]) -> tuple[Float[Tensor, "B R"], Float[Tensor, "B R"]]:
-        """Mean and variance: within the parts, and between their means."""
-        means, variances = zip(*(part.at(s) for part in self.parts), strict=True)
-        means, variances = torch.stack(means, -1), torch.stack(variances, -1)
-        weight = self.weight[:, None]
+    def at(self, s: Float[Tensor, "B M 2"], spread: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Mean and variance (B, R): within the parts, and between their means; without `spread` only the mean."""
+        asked = [i for i, weight in enumerate(self.weight.unbind(1)) if bool((weight > NEGLIGIBLE).any())]
+        means, variances = zip(*(self.parts[i].at(s, spread) for i in asked), strict=True)
+        means, weight = torch.stack(means, -1), self.weight[:, None, asked]
         mean = (weight * means).sum(-1)
-        return mean, (weight * (variances + (means - mean[..., None]).square())).sum(-1)
+        if not spread:
+            return mean, None
+        return mean, (weight * (torch.stack(variances, -1) + (means - mean[..., None]).square())).sum(-1)
 
     def draw(self, count: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
         """Samples as a function of the sites; each field of each sample comes from one part, drawn by weight."""

@@ -23,6 +23,8 @@ from lib.data import Batch, Prediction
 
 AT_ONCE = 64  # fields conditioned side by side
 SITES = 8192  # queries answered at a time
+READINGS = 20_000  # conditioned on at a time
+ROUNDING = 1e-5  # by which a coordinate may leave [-1, 1]
 MOST = 600  # components kept: a table of 1,024 sites then holds 5 MB
 CONSTANT = 0.25  # prior variance of the level around the past fields' mean, in units of their variance
 DISSECTED, READ = 256, 160  # past fields taken apart into waves and the rest, by this many readings each
@@ -119,9 +121,14 @@ def conditioned(prior: Prior, batch: Batch, experts: Sequence[str] | None = None
     chosen = [name for name in has if experts is None or name in experts]
     if not chosen:
         raise ValueError(f"this prior has the experts {', '.join(has)}, not {', '.join(experts)}")
-    parts, evidence = zip(*(_ASK[name](prior, batch) for name in chosen), strict=True)
-    weight = prior.log_weight[[EXPERTS.index(name) for name in chosen]]
-    return posterior.mixture(list(parts), torch.stack(evidence, 1) + weight)
+    parts, evidence, exact = [], [], torch.zeros(len(batch.s_obs), dtype=torch.bool)
+    for name in sorted(chosen, key="waves".__ne__):  # waves first: where they leave nothing to explain, no other expert is asked
+        if not parts or name == "waves" or not bool(exact.all()):
+            found, its_evidence, its_exact = _ASK[name](prior, batch)
+            parts.append(found)
+            evidence.append((its_evidence + prior.log_weight[EXPERTS.index(name)]).masked_fill(exact, -torch.inf))
+            exact = exact | its_exact
+    return posterior.mixture(parts, torch.stack(evidence, 1))
 
 
 def has_experts(prior: Prior) -> list[str]:
@@ -129,28 +136,26 @@ def has_experts(prior: Prior) -> list[str]:
     return [EXPERTS[0], *(EXPERTS[1:2] if prior.channels == 1 else ()), *(EXPERTS[2:3] if prior.rest is not None else ())]
 
 
-def _past(prior: Prior, batch: Batch) -> tuple[posterior.Gaussian, Tensor]:
+def _past(prior: Prior, batch: Batch) -> tuple[posterior.Gaussian, Tensor, Tensor]:
     mean, columns = _functions(prior.past)
     z = _rows(batch.y_obs) - mean(batch.s_obs)
     widths = z.new_ones(len(z), prior.past.values.shape[-1] - 1)
     found = posterior.condition(z, _known(batch), columns, mean, batch.s_obs, widths)
-    return found, found.evidence
+    return found, found.evidence, torch.zeros(len(z), dtype=torch.bool)
 
 
-def _priced(found: posterior.Gaussian, its: waves.Waves) -> tuple[posterior.Gaussian, Tensor]:
-    return found, found.evidence - its.price()
+def _priced(found: posterior.Gaussian, its: waves.Waves) -> tuple[posterior.Gaussian, Tensor, Tensor]:
+    """The expert, its evidence, and in which fields it leaves nothing to explain."""
+    return found, found.evidence - its.price(), its.exact
 
 
 def _alone(prior: Prior, batch: Batch) -> tuple[posterior.Gaussian, waves.Waves]:
     """Waves around the level of past fields."""
     z, known = _rows(batch.y_obs) - prior.level, _known(batch)
-    shape = (*z.shape, z.shape[1])
     start = CONSTANT * prior.variance.expand(len(z), 1)
-    its = waves.find(batch.s_obs, z, known, z.new_ones(shape)[:, None], start)
+    its = waves.find(batch.s_obs, z, known, z.new_ones(*z.shape, 1), start)
     widths = torch.cat([its.scale, its.widths()], 1)
-
-    def columns(s: Tensor) -> Tensor:
-        return torch.cat([s.new_ones(*s.shape[:2], 1), its.columns(s)], -1)
+    columns = posterior.Beside((lambda s: s.new_ones(*s.shape[:2], 1), its.columns), (1, 4 * its.k.shape[1]))
 
     def mean(s: Tensor) -> Tensor:
         return prior.level.expand(s.shape[:2])
@@ -163,12 +168,9 @@ def _with_components(functions: basis.GridFunctions, batch: Batch) -> tuple[post
     mean, components = _functions(functions)
     known = _known(batch)
     z, factor = _rows(batch.y_obs) - mean(batch.s_obs), components(batch.s_obs)
-    its = waves.find(batch.s_obs, z, known, (factor @ factor.mT)[:, None], z.new_ones(len(z), 1))
+    its = waves.find(batch.s_obs, z, known, factor, z.new_ones(len(z), 1))
     widths = torch.cat([its.scale.expand(-1, factor.shape[-1]), its.widths()], 1)
-
-    def columns(s: Tensor) -> Tensor:
-        return torch.cat([components(s), its.columns(s)], -1)
-
+    columns = posterior.Beside((components, its.columns), (factor.shape[-1], 4 * its.k.shape[1]))
     return posterior.condition(z, known, columns, mean, batch.s_obs, widths, its.noise), its
 
 
@@ -179,19 +181,10 @@ _ASK = {
 }
 
 
-def _functions(table: basis.GridFunctions) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """The mean (B, R) and the components (B, R, r) at sites (B, M, 2); sites shared by all fields are evaluated once."""
-
-    last = {}
-
-    def at(s: Tensor) -> Tensor:
-        if last.get("s") is not s:
-            shared = len(s) > 1 and bool((s == s[:1]).all())
-            found = table.at(s[0]).expand(len(s), -1, -1, -1) if shared else table.at(s.flatten(0, 1)).unflatten(0, s.shape[:2])
-            last.update(s=s, found=found.flatten(1, 2))
-        return last["found"]
-
-    return (lambda s: at(s)[..., 0]), (lambda s: at(s)[..., 1:])
+def _functions(table: basis.GridFunctions) -> tuple[posterior.Columns, posterior.Table]:
+    """The mean (B, R) and the components (B, R, r) at sites (B, M, 2)."""
+    mean, components = posterior.Table(table[:1]), posterior.Table(table[1:])
+    return (lambda s: mean(s)[..., 0]), components
 
 
 def _rows(y: Float[Tensor, "B N C"]) -> Float[Tensor, "B R"]:
@@ -211,14 +204,11 @@ def _double(batch: Batch) -> Batch:
 
 
 def predict(prior: Prior, batch: Batch, experts: Sequence[str] | None = None) -> Prediction:
-    """Mean, standard deviation and coherent samples at the batch's queries, called like a baseline; by some experts, or all."""
-    starts = range(0, len(batch.s_qry), AT_ONCE)
-    found = [conditioned(prior, batch[i : i + AT_ONCE], experts) for i in starts]
-    queries = [batch.s_qry[i : i + AT_ONCE].cpu().double() for i in starts]
+    """Mean, standard deviation and coherent samples at the batch's queries, called like a baseline; by some experts, or all.
 
-    def shaped(rows: Tensor) -> Tensor:
-        return rows.unflatten(-1, (-1, prior.channels)).to(batch.y_qry.device)
-
+    ValueError for sites outside [-1, 1]^2 and for readings with another number of channels than the past fields.
+    """
+    found, queries, shaped = _answers(prior, batch, experts)
     means, variances = zip(*(_chunked(one.at, s) for one, s in zip(found, queries, strict=True)), strict=True)
 
     def draw(count: int, generator: torch.Generator) -> Tensor:
@@ -227,6 +217,36 @@ def predict(prior: Prior, batch: Batch, experts: Sequence[str] | None = None) ->
         return shaped(torch.cat(parts, 1))
 
     return Prediction(shaped(torch.cat(means)), shaped(torch.cat(variances).sqrt()), draw)
+
+
+def mean(prior: Prior, batch: Batch, experts: Sequence[str] | None = None) -> Float[Tensor, "B M C"]:
+    """The mean alone, at a fraction of the cost."""
+    found, queries, shaped = _answers(prior, batch, experts)
+    pieces = ([one.at(piece, spread=False)[0] for piece in s.split(SITES, 1)] for one, s in zip(found, queries, strict=True))
+    return shaped(torch.cat([torch.cat(its, 1) for its in pieces]))
+
+
+def _answers(
+    prior: Prior, batch: Batch, experts: Sequence[str] | None
+) -> tuple[list[posterior.Mixture], list[Tensor], Callable[[Tensor], Tensor]]:
+    """The posteriors of a few fields at a time, their queries, and how rows become answers (..., M, C)."""
+    _check(prior, batch)
+    at_once = max(1, min(AT_ONCE, READINGS // max(batch.s_obs.shape[1], 1)))
+    starts = range(0, len(batch.s_qry), at_once)
+    found = [conditioned(prior, batch[i : i + at_once], experts) for i in starts]
+    queries = [batch.s_qry[i : i + at_once].cpu().double() for i in starts]
+    return found, queries, lambda rows: rows.unflatten(-1, (-1, prior.channels)).to(batch.y_qry.device)
+
+
+def _check(prior: Prior, batch: Batch) -> None:
+    if batch.y_obs.shape[-1] != prior.channels:
+        raise ValueError(
+            f"readings have {batch.y_obs.shape[-1]} channels, past fields {prior.channels}; give readings of the same quantities"
+        )
+    for name, s in (("readings", batch.s_obs.where(batch.m_obs[..., None], 0)), ("queries", batch.s_qry)):
+        far = float(s.abs().nan_to_num(0.0).max()) if s.numel() else 0.0
+        if far > 1 + ROUNDING:
+            raise ValueError(f"sites of {name} reach {far:g} from the centre; allowed is [-1, 1] along both axes: rescale the coordinates")
 
 
 def _chunked(at: Callable, s: Float[Tensor, "B M 2"]) -> tuple[Tensor, Tensor]:

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 COUNT = 24  # waves at the start
@@ -26,18 +27,22 @@ PRUNE, PRUNED, POLISH = 5, 15, 4  # iterations before waves may go, until they m
 AT_A_TIME = 3  # waves that may go in one iteration: two that share a peak must not go together
 LOW, HIGH = 6.0, 12.0  # |q|^2 / 2s that a wave needs at first and at last; 1 is what noise gives on average, Exp(1) its distribution
 QUIETEST = 1e-13  # noise variance over that of the readings: less drowns in the rounding of a covariance in float64
+STILL = 0.01  # a field has settled when its waves move by less than this share of the noise, which itself changes by less
+SPARE = 0.25  # of the readings must be left when every wave has taken its four unknowns, for an exact fit to prove the waves
+MANY, FEW = 600, 100  # readings above which they are turned onto fewer rows, and above which the quietest noise grows with their number
 PRICE = math.log(0.5 * math.pi * FASTEST**2 / (2 * math.pi * TAU**2)) + 2.0  # nats a wave costs: which of the peaks, and its width
 
 
 @dataclass(frozen=True)
 class Waves:
-    """What the readings of B fields say: wavevectors (B, J, 2), widths (B, J), zero for no wave, amplitudes of cos and sin, noise, scales."""
+    """What the readings of B fields say: wavevectors (B, J, 2), widths (B, J), 0 for no wave, amplitudes of cos and sin, noise, scales."""
 
     k: Float[Tensor, "B J 2"]
     width: Float[Tensor, "B J"]
     amplitude: Float[Tensor, "B J 2"]
     noise: Float[Tensor, " B"]
     scale: Float[Tensor, "B G"]
+    exact: Bool[Tensor, " B"]  # whether far fewer waves than readings leave nothing of these but rounding
 
     def columns(self, s: Float[Tensor, "B M 2"]) -> Float[Tensor, "B M 4J"]:
         """cos, sin and the two tangents of every wave at the sites."""
@@ -59,67 +64,168 @@ def find(
     s: Float[Tensor, "B N 2"],
     z: Float[Tensor, "B N"],
     known: Bool[Tensor, "B N"],
-    rest: Float[Tensor, "B G N N"],
+    rest: Float[Tensor, "B G N N"] | Float[Tensor, "B N r"],
     scale: Float[Tensor, "B G"],
     count: int = COUNT,
+    many: int = MANY,
 ) -> Waves:
-    """The waves in readings z (less the mean) beside fields of covariance `scale * rest`, whose scale is chosen as well."""
+    """The waves in readings z (less the mean) beside fields of covariance `scale * rest`, whose scale is chosen as well.
+
+    rest: covariances of the readings, or a factor F of one, rest = F F'. With a factor, more than `many` readings are turned, at every
+    step, onto the few directions that F, the waves and z span (_turned): time and memory then grow with N, not with its cube and square.
+    """
     z = z.where(known, 0)
-    spread = (z.square().sum(1) / known.sum(1).clamp(min=1)).clamp(min=1e-20)
-    noise, floor = 0.1 * spread, QUIETEST * spread
-    alone = _covariance(known, rest, scale, noise)
-    k = _peaks(s, _solve(_root(alone), z), count)
-    width = (spread / count)[:, None].repeat(1, count)
+    number = known.sum(1).to(z)
+    spread = (z.square().sum(1) / number.clamp(min=1)).clamp(min=1e-20)
+    floor = QUIETEST * spread * (number / FEW).clamp(min=1)
+    rows, white = _turned(s, z, known, rest) if rest.ndim == 3 and z.shape[1] > many else _as_they_are(s, z, known, rest)
+    state = _State(_peaks(s, white(scale, 0.1 * spread), count), (spread / count)[:, None].repeat(1, count), 0.1 * spread, scale)
+    done = torch.zeros(len(z), dtype=torch.bool)
     for step in range(PRUNED + POLISH):
-        cos, sin = _cos_sin(s, k, known)
-        covariance = _covariance(known, rest, scale, noise) + (cos * width[:, None]) @ cos.mT + (sin * width[:, None]) @ sin.mT
-        weight = _solve(_root(covariance), z)
-        amplitude = width[..., None] * torch.stack([(cos.mT @ weight[..., None])[..., 0], (sin.mT @ weight[..., None])[..., 0]], -1)
-        tangents = _tangents(s, cos, sin, amplitude)
-        root = _root(covariance + TAU**2 * tangents @ tangents.mT)
-        weight = _solve(root, z)  # not through the inverse, which loses the digits that noise-free readings have
-        inverse = torch.cholesky_inverse(root)
-        q = torch.stack([(c.mT @ weight[..., None])[..., 0] for c in (cos, sin)], -1)
-        sharp = sum((c * (inverse @ c)).sum(1) for c in (cos, sin)) / 2  # s of each wave, all waves in the covariance
-        worth = (
-            q.square().sum(-1) / (1 - width * sharp).clamp(min=1e-9) / (2 * sharp).clamp(min=1e-300)
-        )  # |q|^2 / 2s without the wave itself
-        k = k + (TAU**2 * (tangents.mT @ weight[..., None])[..., 0].unflatten(1, (2, -1)).mT).clamp(-LONGEST, LONGEST)
-        width = (width * q.square().sum(-1) / (2 * sharp).clamp(min=1e-300)).clamp(max=100 * spread[:, None])
-        if PRUNE <= step < PRUNED:
-            width = _pruned(width, worth, LOW + (HIGH - LOW) * (step - PRUNE) / (PRUNED - 1 - PRUNE))
-            k, width = _alive(k, width)
-        scale = _rescaled(scale, rest, weight, inverse)
-        left = (noise[:, None] * weight * known).square().sum(1)
-        free = (noise * (inverse.diagonal(dim1=1, dim2=2) * known).sum(1)).clamp(min=0.5)
-        noise = torch.maximum(left / free, floor)
-    cos, sin = _cos_sin(s, k, known)
-    covariance = _covariance(known, rest, scale, noise) + (cos * width[:, None]) @ cos.mT + (sin * width[:, None]) @ sin.mT
-    weight = _solve(_root(covariance), z)
-    amplitude = width[..., None] * torch.stack([(cos.mT @ weight[..., None])[..., 0], (sin.mT @ weight[..., None])[..., 0]], -1)
-    return Waves(k, width, amplitude, noise, scale)
+        state, done = _step(rows(state.k), state, done, step, spread, floor)
+        if bool(done.all()):
+            break
+    its = rows(state.k)
+    alone = _waves_alone(its, state)
+    amplitude = state.width.repeat(1, 2) * _times(its.waves, _solve(_root(alone), its.z))
+    alive = (state.width > 0).sum(1)
+    exact = (state.noise <= 4 * floor) & (alive > 0) & (number - 4 * alive >= SPARE * number)
+    return Waves(state.k, state.width, amplitude.unflatten(1, (2, -1)).mT, state.noise, state.scale, exact)
+
+
+@dataclass(frozen=True)
+class _State:
+    """What an iteration improves: wavevectors (B, J, 2), widths (B, J), noise (B,), scales (B, G)."""
+
+    k: Tensor
+    width: Tensor
+    noise: Tensor
+    scale: Tensor
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Readings z (B, n), the columns cos and sin of each wave there, the same times s1 and s2, and the covariances of the rest.
+
+    `known` are rows that count; besides them there are `beyond` rows that hold noise alone, fewer than none where rows are empty.
+    """
+
+    waves: Float[Tensor, "B n 2J"]
+    slopes: Float[Tensor, "B n 2 2 J"]
+    z: Float[Tensor, "B n"]
+    rest: Float[Tensor, "B G n n"]
+    known: Bool[Tensor, "B n"]
+    beyond: Float[Tensor, " B"]
+
+
+def _step(rows: _Rows, old: _State, done: Tensor, step: int, spread: Tensor, floor: Tensor) -> tuple[_State, Tensor]:
+    """One iteration: amplitudes, then Gauss-Newton for k and MacKay's fixed point for widths, scales and noise; done fields stay."""
+    width2, noise = old.width.repeat(1, 2), old.noise
+    covariance = _waves_alone(rows, old)
+    a, b = (width2 * _times(rows.waves, _solve(_root(covariance), rows.z))).chunk(2, 1)
+    turned = torch.stack([b, -a], 1)[:, None, None]  # d (a cos + b sin) / dk = (b cos - a sin) s
+    tangents = (rows.slopes * turned).sum(3).flatten(2)
+    root = _root(torch.baddbmm(covariance, tangents, tangents.mT, alpha=TAU**2))
+    weight = _solve(root, rows.z)  # not through the inverse, which loses the digits that noise-free readings have
+    inverse = torch.cholesky_inverse(root)
+    q2 = _times(rows.waves, weight).square().unflatten(1, (2, -1)).sum(1)
+    sharp2 = (rows.waves * (inverse @ rows.waves)).sum(1).unflatten(1, (2, -1)).sum(1).clamp(min=1e-300)  # 2 s, all waves in the covariance
+    worth = q2 / (1 - 0.5 * old.width * sharp2).clamp(min=1e-9) / sharp2  # |q|^2 / 2s without the wave itself
+    move = (TAU**2 * _times(tangents, weight)).clamp(-LONGEST, LONGEST).unflatten(1, (2, -1)).mT
+    width = torch.minimum(old.width * q2 / sharp2, 100 * spread[:, None])
+    if PRUNE <= step < PRUNED:
+        width = _pruned(width, worth, LOW + (HIGH - LOW) * (step - PRUNE) / (PRUNED - 1 - PRUNE))
+    left = (noise[:, None] * weight * rows.known).square().sum(1)
+    free = (noise * (inverse.diagonal(dim1=1, dim2=2) * rows.known).sum(1) + rows.beyond).clamp(min=0.5)
+    new = _State(old.k + move, width, torch.maximum(left / free, floor), _rescaled(old.scale, rows.rest, weight, inverse))
+    settled = _settled(old, new, worth, move, a, b) & (step >= PRUNE)
+    new = _State(*(torch.where(done.view(-1, *[1] * (was.ndim - 1)), was, now) for was, now in zip(_parts(old), _parts(new), strict=True)))
+    if PRUNE <= step < PRUNED:
+        k, width = _alive(new.k, new.width)
+        new = _State(k, width, new.noise, new.scale)
+    return new, done | settled
+
+
+def _parts(state: _State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return state.k, state.width, state.noise, state.scale
+
+
+def _settled(old: _State, new: _State, worth: Tensor, move: Tensor, a: Tensor, b: Tensor) -> Bool[Tensor, " B"]:
+    """Whether every wave is worth its place and moves by a small part of what noise leaves open."""
+    alive = old.width > 0
+    shift = (move.square().sum(-1) * (a.square() + b.square())).sum(1)
+    still = (shift < STILL**2 * old.noise) & ((new.noise / old.noise).log().abs() < STILL)
+    return still & ((worth >= HIGH) | ~alive).all(1) & (new.width > 0).eq(alive).all(1)
+
+
+def _waves_alone(rows: _Rows, state: _State) -> Float[Tensor, "B n n"]:
+    """The covariance of the rows without tangents."""
+    scaled = rows.waves * state.width.repeat(1, 2)[:, None]
+    return torch.baddbmm(_covariance(rows.known, rows.rest, state.scale, state.noise), scaled, rows.waves.mT)
+
+
+def _as_they_are(s: Tensor, z: Tensor, known: Tensor, rest: Tensor) -> tuple[Callable[[Tensor], _Rows], Callable[[Tensor, Tensor], Tensor]]:
+    """Every reading is a row; and K^-1 z where there are no waves."""
+    rest = (rest @ rest.mT)[:, None] if rest.ndim == 3 else rest
+    rest = rest * (known[:, None, :, None] & known[:, None, None, :])
+    beyond = z.new_zeros(len(z))
+
+    def rows(k: Tensor) -> _Rows:
+        waves = _cos_sin(s, k, known)
+        slopes = s.mT[..., None] * waves[:, None]  # (B, 2, N, 2J)
+        return _Rows(waves, slopes.transpose(1, 2).unflatten(3, (2, -1)), z, rest, known, beyond)
+
+    def white(scale: Tensor, noise: Tensor) -> Tensor:
+        return _solve(_root(_covariance(known, rest, scale, noise)), z)
+
+    return rows, white
+
+
+def _turned(s: Tensor, z: Tensor, known: Tensor, factor: Tensor) -> tuple[Callable[[Tensor], _Rows], Callable[[Tensor, Tensor], Tensor]]:
+    """The same in an orthonormal basis of the columns: beyond it there is noise alone, and a turn keeps noise what it is."""
+    q, r = torch.linalg.qr(factor * known[..., None])
+    top, number = r @ r.mT, known.sum(1).to(z)
+
+    def rows(k: Tensor) -> _Rows:
+        waves = _cos_sin(s, k, known)
+        columns = torch.cat([waves, s[..., :1] * waves, s[..., 1:] * waves, z[..., None]], -1)
+        inside = q.mT @ columns
+        columns = torch.cat([inside, torch.linalg.qr(columns - q @ inside, mode="r").R], 1)
+        rest = torch.nn.functional.pad(top, (0, columns.shape[1] - len(top[0])) * 2)[:, None]
+        its = torch.ones(columns.shape[:2], dtype=torch.bool)
+        slopes = columns[..., waves.shape[2] : -1].unflatten(2, (2, 2, -1))
+        return _Rows(columns[..., : waves.shape[2]], slopes, columns[..., -1], rest, its, number - columns.shape[1])
+
+    def white(scale: Tensor, noise: Tensor) -> Tensor:
+        inside = _times(q, z)
+        covariance = scale[..., None] * top + torch.diag_embed(noise[:, None].expand(inside.shape))
+        seen = _solve(_root(covariance), inside) - inside / noise[:, None]
+        return z / noise[:, None] + (q @ seen[..., None])[..., 0]
+
+    return rows, white
 
 
 @functools.cache
-def candidates() -> Float[Tensor, "many 2"]:
-    """Wavevectors of one half-plane up to FASTEST: the other half holds the same waves."""
-    axis = SPACING * torch.arange(-round(FASTEST / SPACING), round(FASTEST / SPACING) + 1, dtype=torch.float64)
-    k = torch.cartesian_prod(axis, axis)
-    half = (k[:, 1] > 1e-9) | ((k[:, 1].abs() < 1e-9) & (k[:, 0] > 1e-9))
-    return k[half & (k.norm(dim=1) <= FASTEST + 1e-9)]
+def candidates() -> tuple[Float[Tensor, "many 2"], Int[Tensor, " many"], Int[Tensor, " many"]]:
+    """Wavevectors of one half-plane up to FASTEST, for the other half holds the same waves; and their steps of SPACING along s1 and s2."""
+    most = round(FASTEST / SPACING)
+    steps = torch.cartesian_prod(torch.arange(-most, most + 1), torch.arange(-most, most + 1))
+    half = (steps[:, 1] > 0) | ((steps[:, 1] == 0) & (steps[:, 0] > 0))
+    steps = steps[half & (steps.square().sum(1) <= (FASTEST / SPACING) ** 2 + 1e-9)]
+    return SPACING * steps.double(), steps[:, 0], steps[:, 1]
 
 
 def _peaks(s: Tensor, r: Float[Tensor, "B N"], count: int) -> Float[Tensor, "B J 2"]:
     """The candidates strongest in |sum r exp(i k . s)|^2, from one row of exponentials per axis."""
-    k = candidates().to(s)
-    phase = s @ k.T
-    power = (r[:, None] @ phase.cos()).square() + (r[:, None] @ phase.sin()).square()
-    return k[power[:, 0].topk(count, 1).indices]
+    k, across, down = candidates()
+    turns = torch.polar(torch.ones(()).to(s), (SPACING * s)[..., None] * torch.arange(across.min(), across.max() + 1).to(s))  # (B, N, 2, T)
+    power = torch.view_as_real((turns[:, :, 0] * r[..., None]).mT @ turns[:, :, 1]).square().sum(-1)
+    return k[power[:, across - across.min(), down - across.min()].topk(count, 1).indices]
 
 
-def _cos_sin(s: Tensor, k: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+def _cos_sin(s: Tensor, k: Tensor, known: Tensor) -> Float[Tensor, "B N 2J"]:
     phase = s @ k.mT
-    return phase.cos() * known[..., None], phase.sin() * known[..., None]
+    return torch.cat([phase.cos(), phase.sin()], -1) * known[..., None]
 
 
 def _tangents(s: Tensor, cos: Tensor, sin: Tensor, amplitude: Float[Tensor, "B J 2"]) -> Float[Tensor, "B N 2J"]:
@@ -128,11 +234,15 @@ def _tangents(s: Tensor, cos: Tensor, sin: Tensor, amplitude: Float[Tensor, "B J
     return torch.cat([slope * s[..., :1], slope * s[..., 1:]], -1)
 
 
-def _covariance(known: Tensor, rest: Tensor, scale: Tensor, noise: Tensor) -> Float[Tensor, "B N N"]:
+def _times(columns: Float[Tensor, "B n r"], z: Float[Tensor, "B n"]) -> Float[Tensor, "B r"]:
+    return (columns.mT @ z[..., None])[..., 0]
+
+
+def _covariance(known: Tensor, rest: Tensor, scale: Tensor, noise: Tensor) -> Float[Tensor, "B n n"]:
     """Of the readings without waves; a reading that is missing has variance 1 and is correlated with none."""
-    both = known[:, :, None] & known[:, None, :]
-    covariance = (scale[..., None, None] * rest).sum(1) * both
-    return covariance + torch.diag_embed(torch.where(known, noise[:, None], 1.0))
+    covariance = (scale[..., None, None] * rest).sum(1)
+    covariance.diagonal(dim1=1, dim2=2).add_(torch.where(known, noise[:, None], 1.0))
+    return covariance
 
 
 def _root(covariance: Float[Tensor, "B N N"]) -> Float[Tensor, "B N N"]:
@@ -154,9 +264,9 @@ def _rescaled(scale: Tensor, rest: Tensor, weight: Tensor, inverse: Tensor) -> F
     """MacKay's fixed point for the scale of each part of the rest."""
     if not scale.numel():
         return scale
-    found = (rest @ weight[:, None, :, None])[..., 0] @ weight[..., None]  # (B, G, 1)
+    found = (weight[:, None, None] @ rest @ weight[:, None, :, None])[..., 0, 0]
     due = (inverse[:, None] * rest).sum((2, 3))
-    return (scale * found[..., 0] / due.clamp(min=1e-12)).clamp(1e-12, 100)
+    return (scale * found / due.clamp(min=1e-12)).clamp(1e-12, 100)
 
 
 def _pruned(width: Tensor, worth: Tensor, least: float) -> Tensor:
