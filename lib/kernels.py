@@ -93,7 +93,7 @@ class Pair:
 
     def variance(self, k: Structure, fields: Tensor | slice = slice(None)) -> Float[Tensor, "B m"]:
         """k(t, t) at the second set of sites of these fields."""
-        learned = self._once("power", lambda: self.t.factor.square().sum(-1))[fields] if k.base else 0.0
+        learned = self._once("power", lambda: _shared(self.t.factor).square().sum(-1).expand(len(self.t.s), -1))[fields] if k.base else 0.0
         return (1 - k.beta) * learned + k.beta * (1 + LEVEL) * self.t.deviation[fields] ** 2
 
     def _stationary(self, k: Structure, fields: Tensor | slice) -> Tensor:
@@ -102,11 +102,11 @@ class Pair:
         return both * (correlation(d / k.length, k.nu) + LEVEL)
 
     def _base(self, base: int) -> Tensor:
-        whole = self._once("whole", lambda: self.s.factor @ self.t.factor.mT)
+        whole = self._once("whole", lambda: self.s.factor @ _shared(self.t.factor).mT)
         return whole if base == 1 else self._once("local", lambda: self._local(whole))
 
     def _local(self, whole: Tensor) -> Tensor:
-        leading = self.s.factor[..., :LEADING] @ self.t.factor[..., :LEADING].mT
+        leading = self.s.factor[..., :LEADING] @ _shared(self.t.factor)[..., :LEADING].mT
         near = self._once(("d", 1.0, 0.0), lambda: self._distance(1.0, 0.0))
         return leading + (whole - leading) * torch.exp(-((near / REACH) ** 2) / 2)
 
@@ -120,6 +120,11 @@ class Pair:
         if key not in self.kept:
             self.kept[key] = make()
         return self.kept[key]
+
+
+def _shared(factor: Float[Tensor, "B n r"]) -> Tensor:
+    """(n, r) where all fields share their sites: one product of matrices instead of B."""
+    return factor[0] if len(factor) > 1 and factor.stride(0) == 0 else factor
 
 
 def draw(k: Structure, at: Sites, generator: torch.Generator) -> Float[Tensor, " n"]:
