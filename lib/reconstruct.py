@@ -51,10 +51,10 @@ def run(
     out = delivery.check(out)
     if samples < 0:
         raise ValueError(f"--samples is {samples}; give 0 or more")
-    error = _noise(noise, method)
     found = intake.read(readings, column)
     history = None if past is None else intake.past_fields(past, found, variable)
     name, why = choose(method, weights, history)
+    error = _noise(noise, name)
     target, found = intake.target_grid(found, history, grid, like, str(readings))
     place = frame.indexed(history.grid if history else target) if name in LEARNED else frame.even(target, found.places)
     scale = intake.Scale.of(found, history)

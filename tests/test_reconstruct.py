@@ -245,12 +245,15 @@ def test_readings_left_out_in_closed_form_are_those_left_out_one_by_one(tmp_path
 
 
 def test_a_known_noise_is_used_in_the_readings_unit(tmp_path):
-    x, y, value = stations(tmp_path / "a.csv", names=("x", "y"), n=30, noise=0.8, box=((0, 4), (0, 3)))
+    square = {"names": ("x", "y"), "n": 30, "noise": 0.8, "box": ((0, 4), (0, 3))}
+    x, y, value = stations(tmp_path / "a.csv", **square)
     xarray.Dataset(coords={"y": np.sort(y), "x": np.sort(x)}).to_netcdf(tmp_path / "grid.nc", engine="h5netcdf")
-    words = ("--like", tmp_path / "grid.nc", "--samples", "0", "--method", "gp", "--noise")
+    words = ("--like", tmp_path / "grid.nc", "--samples", "0", "--noise")
     exact, loose = (made(tmp_path, *words, noise) for noise in (0.001, 0.8))
     at = {"x": xarray.DataArray(x, dims="r"), "y": xarray.DataArray(y, dims="r")}
     assert float(abs(exact["mean"].sel(at) - value).max()) < 0.01 < 0.3 < float(abs(loose["mean"].sel(at) - value).max())
+    stations(tmp_path / "a.csv", **square, scale=1000.0)
+    np.testing.assert_allclose(made(tmp_path, *words, 800)["mean"], 1000 * loose["mean"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["thin_plate", "biharmonic", "nearest"])
