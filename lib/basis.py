@@ -44,7 +44,7 @@ class GridFunctions:
         return (self.values @ matrix)[nodes] if exact else _evaluated(self.coefficients @ matrix, s, self.shape)
 
     def power(self, s: Float[Tensor, "M 2"]) -> Float[Tensor, "M C"]:
-        """The sum of the squares of all functions; on a lattice through the Gram matrix of each row, without a table of all at each site."""
+        """The sum of the squares of all functions; on a lattice through the Gram matrix of each row, never a table of all sites."""
         exact = _nodes(s, self.shape)[1]
         lattice = None if exact else _lattice(s)
         if exact or lattice is None:

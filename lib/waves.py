@@ -28,6 +28,7 @@ AT_A_TIME = 3  # waves that may go in one iteration: two that share a peak must 
 LOW, HIGH = 6.0, 12.0  # |q|^2 / 2s that a wave needs at first and at last; 1 is what noise gives on average, Exp(1) its distribution
 QUIETEST = 1e-13  # noise variance over that of the readings: less drowns in the rounding of a covariance in float64
 STILL = 0.01  # a field has settled when its waves move by less than this share of the noise, which itself changes by less
+LARGEST = 1e4  # scale of the rest, over the one it starts with
 SPARE = 0.25  # of the readings must be left when every wave has taken its four unknowns, for an exact fit to prove the waves
 MANY, FEW = 600, 100  # readings above which they are turned onto fewer rows, and above which the quietest noise grows with their number
 PRICE = math.log(0.5 * math.pi * FASTEST**2 / (2 * math.pi * TAU**2)) + 2.0  # nats a wave costs: which of the peaks, and its width
@@ -44,13 +45,13 @@ class Waves:
     scale: Float[Tensor, "B G"]
     exact: Bool[Tensor, " B"]  # whether far fewer waves than readings leave nothing of these but rounding
 
-    def columns(self, s: Float[Tensor, "B M 2"]) -> Float[Tensor, "B M 4J"]:
+    def columns(self, s: Float[Tensor, "B M 2"]) -> Float[Tensor, "B M four_J"]:
         """cos, sin and the two tangents of every wave at the sites."""
         phase = s @ self.k.mT
         cos, sin = phase.cos(), phase.sin()
         return torch.cat([cos, sin, _tangents(s, cos, sin, self.amplitude)], -1)
 
-    def widths(self) -> Float[Tensor, "B 4J"]:
+    def widths(self) -> Float[Tensor, "B four_J"]:
         """Prior variance of each column."""
         alive = (self.width > 0).to(self.width) * TAU**2
         return torch.cat([self.width, self.width, alive, alive], -1)
@@ -82,7 +83,7 @@ def find(
     state = _State(_peaks(s, white(scale, 0.1 * spread), count), (spread / count)[:, None].repeat(1, count), 0.1 * spread, scale)
     done = torch.zeros(len(z), dtype=torch.bool)
     for step in range(PRUNED + POLISH):
-        state, done = _step(rows(state.k), state, done, step, spread, floor)
+        state, done = _step(rows(state.k), state, done, step, spread, floor, scale)
         if bool(done.all()):
             break
     its = rows(state.k)
@@ -110,7 +111,7 @@ class _Rows:
     `known` are rows that count; besides them there are `beyond` rows that hold noise alone, fewer than none where rows are empty.
     """
 
-    waves: Float[Tensor, "B n 2J"]
+    waves: Float[Tensor, "B n two_J"]
     slopes: Float[Tensor, "B n 2 2 J"]
     z: Float[Tensor, "B n"]
     rest: Float[Tensor, "B G n n"]
@@ -118,7 +119,7 @@ class _Rows:
     beyond: Float[Tensor, " B"]
 
 
-def _step(rows: _Rows, old: _State, done: Tensor, step: int, spread: Tensor, floor: Tensor) -> tuple[_State, Tensor]:
+def _step(rows: _Rows, old: _State, done: Tensor, step: int, spread: Tensor, floor: Tensor, start: Tensor) -> tuple[_State, Tensor]:
     """One iteration: amplitudes, then Gauss-Newton for k and MacKay's fixed point for widths, scales and noise; done fields stay."""
     width2, noise = old.width.repeat(1, 2), old.noise
     covariance = _waves_alone(rows, old)
@@ -137,7 +138,7 @@ def _step(rows: _Rows, old: _State, done: Tensor, step: int, spread: Tensor, flo
         width = _pruned(width, worth, LOW + (HIGH - LOW) * (step - PRUNE) / (PRUNED - 1 - PRUNE))
     left = (noise[:, None] * weight * rows.known).square().sum(1)
     free = (noise * (inverse.diagonal(dim1=1, dim2=2) * rows.known).sum(1) + rows.beyond).clamp(min=0.5)
-    new = _State(old.k + move, width, torch.maximum(left / free, floor), _rescaled(old.scale, rows.rest, weight, inverse))
+    new = _State(old.k + move, width, torch.maximum(left / free, floor), _rescaled(old.scale, start, rows.rest, weight, inverse))
     settled = _settled(old, new, worth, move, a, b) & (step >= PRUNE)
     new = _State(*(torch.where(done.view(-1, *[1] * (was.ndim - 1)), was, now) for was, now in zip(_parts(old), _parts(new), strict=True)))
     if PRUNE <= step < PRUNED:
@@ -223,12 +224,12 @@ def _peaks(s: Tensor, r: Float[Tensor, "B N"], count: int) -> Float[Tensor, "B J
     return k[power[:, across - across.min(), down - across.min()].topk(count, 1).indices]
 
 
-def _cos_sin(s: Tensor, k: Tensor, known: Tensor) -> Float[Tensor, "B N 2J"]:
+def _cos_sin(s: Tensor, k: Tensor, known: Tensor) -> Float[Tensor, "B N two_J"]:
     phase = s @ k.mT
     return torch.cat([phase.cos(), phase.sin()], -1) * known[..., None]
 
 
-def _tangents(s: Tensor, cos: Tensor, sin: Tensor, amplitude: Float[Tensor, "B J 2"]) -> Float[Tensor, "B N 2J"]:
+def _tangents(s: Tensor, cos: Tensor, sin: Tensor, amplitude: Float[Tensor, "B J 2"]) -> Float[Tensor, "B N two_J"]:
     """d (a cos(k . s) + b sin(k . s)) / dk: first along s1 for all waves, then along s2."""
     slope = amplitude[:, None, :, 1] * cos - amplitude[:, None, :, 0] * sin
     return torch.cat([slope * s[..., :1], slope * s[..., 1:]], -1)
@@ -260,13 +261,13 @@ def _solve(root: Tensor, z: Float[Tensor, "B N"]) -> Float[Tensor, "B N"]:
     return torch.cholesky_solve(z[..., None], root)[..., 0]
 
 
-def _rescaled(scale: Tensor, rest: Tensor, weight: Tensor, inverse: Tensor) -> Float[Tensor, "B G"]:
+def _rescaled(scale: Tensor, start: Tensor, rest: Tensor, weight: Tensor, inverse: Tensor) -> Float[Tensor, "B G"]:
     """MacKay's fixed point for the scale of each part of the rest."""
     if not scale.numel():
         return scale
     found = (weight[:, None, None] @ rest @ weight[:, None, :, None])[..., 0, 0]
     due = (inverse[:, None] * rest).sum((2, 3))
-    return (scale * found / due.clamp(min=1e-12)).clamp(1e-12, 100)
+    return torch.minimum(torch.maximum(scale * found / due.clamp(min=1e-300), 1e-12 * start), LARGEST * start)
 
 
 def _pruned(width: Tensor, worth: Tensor, least: float) -> Tensor:
