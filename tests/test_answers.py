@@ -39,11 +39,14 @@ def findings() -> answers.Findings:
     )
 
 
-def verdicts(f: answers.Findings) -> dict[str, dict]:
-    """What is recorded, by claim."""
+def verdicts(f: answers.Findings, nrmse: float | None = None, best: float | None = None) -> dict[str, dict]:
+    """What is recorded, by claim; nrmse: of all systems, best: of V4 repaired."""
     names = [*VERSIONS, *(f"{v} repaired" for v in VERSIONS), *(n for group in FACTORS.values() for n in group)]
     sizes = {"steps": 3, "batch": 2, "fields": 8, "test_fields": 2, "seed": 0, "world": "plane"}
     table = pd.DataFrame([{"name": n, "id": f"id {n}", **sizes} for n in names])
+    if nrmse is not None:
+        table["nrmse"] = nrmse
+        table.loc[table["name"] == "v4-transformer repaired", "nrmse"] = best or nrmse
     found = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(claims, "display", lambda forms, raw: found.update(forms[claims.VERDICT]))
@@ -87,6 +90,18 @@ def test_numbers_that_break_a_promise_turn_its_verdict():
     assert verdicts(broken)["v4-quality"]["arms"] == [
         f"id {n}" for n in ("v1-large", "v4-transformer", "v1-large repaired", "v4-transformer repaired")
     ]
+
+
+def test_where_no_system_beats_a_constant_quality_is_not_testable_and_costs_are():
+    quality = ["v4-quality", "v3-morton", "v2-bimamba-best", "v4-super-resolution", "v4-ablations"]
+    long, more = verdicts(findings()), "No system is better than a constant after so short a training."
+    for short in (verdicts(findings(), nrmse=1.0), verdicts(findings(), nrmse=1.3)):
+        assert {short[c]["verdict"] for c in quality} == {"not testable here"}
+        assert all(short[c]["says"] == f"{long[c]['says']} {more}" for c in quality)
+        assert all(short[c] == long[c] for c in long if c not in quality)
+        assert short["v4-quality"]["measured"] == long["v4-quality"]["measured"]
+    assert verdicts(findings(), nrmse=1.3, best=0.9) == long  # one system is enough
+    assert verdicts(findings(), nrmse=0.9) == long
 
 
 def test_a_ratio_that_holds_over_one_v1_only_holds_partly():

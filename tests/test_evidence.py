@@ -91,6 +91,17 @@ def test_a_verdict_follows_the_rule_and_names_the_rows_it_rests_on(monkeypatch):
         evidence.decide("sigmoid", "a sentence", some)
 
 
+def test_a_comparison_has_as_many_seeds_as_the_side_with_fewest(monkeypatch):
+    told = []
+    monkeypatch.setattr(claims, "verdict", lambda *_, seeds, **__: told.append(seeds))
+    some = table(seeds=3)
+    for left_out in ([], [("sites", 2)], [("sites", 2), ("as described", 0), ("as described", 1)]):
+        rows = some[[(n, s) not in left_out for n, s in zip(some.name, some.seed, strict=True)]]
+        evidence.decide("sigmoid", "a sentence", rows, "partly")
+    evidence.decide("sigmoid", "a sentence", pd.concat([some, some]), "partly")  # a row twice is one seed
+    assert told == [3, 2, 1, 3]
+
+
 def test_old_weights_load_into_the_fixed_version_and_other_answers_are_noticed():
     arm = arms.arm("v2-transformer", "separable", 0, **SMALL)
     network, _ = arms.fit(arm, show=False)

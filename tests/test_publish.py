@@ -40,6 +40,18 @@ def test_a_finished_run_becomes_the_reference_and_fills_the_readme(tmp_path):
     assert "steps 1,600, batch 32, one seed" in text and "a processor" in text
 
 
+@pytest.mark.parametrize("name", ["psnr_global", "global"])
+def test_a_value_carries_the_interval_that_its_run_recorded_under_its_name(tmp_path, name):
+    root = a_project(tmp_path)
+    path = root / "outputs" / "cpu" / "03_v2_baseline" / "metrics.json"
+    content = json.loads(path.read_text())
+    content["metrics"] |= {"psnr_step": 7.0, "intervals": {name: {"value": 5.4, "low": 4.94, "high": 6.06}}}
+    path.write_text(json.dumps(content))
+    publish.publish("cpu", root=root, say=lambda text: None)
+    text = (root / "README.md").read_text()
+    assert "| 1,600 x 32 | 5.4 [4.9, 6.1] |" in text and "| 1,600 x 32 | 7.0 |" in text and "| none | 6.0 |" in text
+
+
 def test_an_unfinished_run_is_refused_and_nothing_changes(tmp_path):
     root = a_project(tmp_path, finished=False)
     with pytest.raises(RunError, match="no finished run in outputs/cpu"):

@@ -244,6 +244,15 @@ def test_a_trained_network_asked_as_its_arm_says_has_its_scores():
     assert again["y"].shape == (2, 1024, 1) and inquiry.ask("", trained, arm, arms.test_batch(arm), solver_steps=3)["solver_steps"] == 3
 
 
+def test_whatever_way_a_network_is_asked_its_row_names_its_training():
+    arm = tiny()
+    rows = [
+        inquiry.ask("a way", network().float(), arm, arms.test_batch(arm), **how) for how in ({}, {"solver": "euler"}, {"solver_steps": 3})
+    ]
+    assert [row["id"] for row in rows] == [arm.id] * 3
+    assert len({arms.rehash(row) for row in rows}) == 3  # by their settings they would be other arms, which nobody trained
+
+
 def test_only_the_proposed_values_are_trained_on_the_system_as_described():
     tried = {"ode-steps": {"1 step": {}}, "augmentation": {"flips": {"augment": "flips"}, "turns": {"augment": "turns"}}}
     assert list(inquiry.variants(suspects.DESCRIBED, tried)) == ["as described", "augmentation: flips"]
