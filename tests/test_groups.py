@@ -35,6 +35,7 @@ GROUPS = [
         "delivery",
         "intake",
         "frame",
+        "showcase",
     }
     | {"__main__"},
 ]
