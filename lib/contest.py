@@ -25,7 +25,7 @@ from torch import Tensor
 from lib import arms, baselines, data, metrics, progress, v5, worlds
 from lib.data import Batch, Prediction
 
-BLIND = ("constant", "nearest", "linear", "thin_plate", "gp", "oi", "pod")  # peers that are told no formula
+BLIND = ("constant", "nearest", "linear", "thin_plate", "gp", "gp_matern", "oi", "pod")  # peers that are told no formula
 SCORES = ("psnr", "ssim", "nrmse", "mae", "speckle", "coverage50", "coverage90", "spread_skill", "crps", "energy_score")
 RESAMPLES = 2000
 

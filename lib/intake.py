@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from lib import files, frame, perfield, realworlds
+from lib import files, frame, perfield, realworlds, weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +44,9 @@ class Sites:
 
 @dataclass(frozen=True, eq=False)
 class Past:
-    """Past fields (n, 1, H, W) scaled to [0, 1], their grid, range and unit."""
+    """Past fields (n, 1, H, W) scaled to [0, 1], None where only a prior learned from them is kept; their grid, range and unit."""
 
-    fields: Tensor
+    fields: Tensor | None
     grid: frame.Grid
     low: float
     high: float
@@ -100,6 +100,23 @@ def past_fields(path: str | Path, found: Sites, variable: str | None) -> Past:
     pool = realworlds.pool({"train": [y]})
     scaled = ((y.double() - pool.low) / (pool.high - pool.low)).contiguous()
     return Past(scaled, grid, pool.low, pool.high, fields.unit, y.isfinite().any(0).flatten().numpy())
+
+
+def learned(path: str | Path, found: Sites) -> Past:
+    """What a file of weights says of the past fields they were learned from; ValueError where they do not go with the readings."""
+    tensors, card = weights.read(path)
+    missing = [name for name in ("low", "high", "shape", "axes") if name not in card]
+    if missing or "known" not in tensors:
+        raise ValueError(f"'{path}' does not say where its past fields lie; give a file that `python -m lib train` wrote")
+    channels, *shape = card["shape"]
+    if channels != 1:
+        raise ValueError(f"'{path}' was learned from {channels} channels, the readings have one; learn from fields of one channel")
+    if card.get("unit") and found.units[2] not in ("", card["unit"]):
+        raise ValueError(f"the readings are in {found.units[2]}, the fields of '{path}' in {card['unit']}; convert one of them")
+    across, down = card["axes"] or ("x", "y")
+    axes = ((down, tensors["axis_y"].numpy()), (across, tensors["axis_x"].numpy())) if card["axes"] else ()
+    grid, _ = frame.of_fields(path, axes, tuple(shape), found.names)
+    return Past(None, grid, card["low"], card["high"], card.get("unit", ""), tensors["known"].bool().numpy())
 
 
 def target_grid(found: Sites, past: Past | None, words: str | None, like: str | Path | None, path: str) -> tuple[frame.Grid, Sites]:

@@ -42,7 +42,7 @@ def run(path: Path | str, out: Path | str, variable: str | None = None, seed: in
         "kind": v5.KIND,
         "data": Path(path).name,
         "fields": len(y),
-        "shape": list(y.shape[1:]),
+        "shape": list(y.shape[1:]),  # as the prior has them: columns to the right
         "low": pool.low,
         "high": pool.high,
         "unit": found.unit,
@@ -53,7 +53,7 @@ def run(path: Path | str, out: Path | str, variable: str | None = None, seed: in
         "machine": machine.hardware(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    tensors = fitting(v5.state(prior))
+    tensors = fitting(v5.state(prior)) | {"known": y.isfinite().any(0).any(0).flatten().to(torch.uint8)}
     if grid is not None:
         tensors |= {"axis_x": torch.tensor(np.asarray(grid[0].x, np.float64)), "axis_y": torch.tensor(np.asarray(grid[0].y, np.float64))}
     digest = weights.write(out, tensors, card)

@@ -8,8 +8,6 @@ the mean and their deviation to the deviation of a sine between 0 and 1, so that
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +15,7 @@ import numpy as np
 import torch
 from scipy.interpolate import RegularGridInterpolator
 
-from lib import baselines, data, delivery, frame, intake, perfield
+from lib import baselines, data, delivery, frame, intake, perfield, v5
 from lib.params import shown, suggestion
 
 KERNELS = {"gp": ("rbf", "matern"), "gp_rbf": ("rbf",), "gp_matern": ("matern",)}
@@ -54,6 +52,8 @@ def run(
     found = intake.read(readings, column)
     history = None if past is None else intake.past_fields(past, found, variable)
     name, why = choose(method, weights, history)
+    if weights is not None:
+        history = intake.learned(weights, found)
     error = _noise(noise, name)
     target, found = intake.target_grid(found, history, grid, like, str(readings))
     place = frame.indexed(history.grid if history else target) if name in LEARNED else frame.even(target, found.places)
@@ -98,8 +98,8 @@ def choose(method: str, weights: str | Path | None, past: intake.Past | None) ->
         raise ValueError(f"unknown method '{method}'{suggestion(method, known)}; known: {', '.join(known)}")
     if weights is not None and method not in ("auto", "v5"):
         raise ValueError(f"--weights belong to v5, and --method is {method}; leave one of them out")
-    if (weights is not None or method == "v5") and importlib.util.find_spec("lib.v5") is None:
-        raise ValueError("this version of the lab has no v5; leave --weights out, and use oi or gp")
+    if weights is not None and past is not None:
+        raise ValueError("--weights and --data both say what is known of past fields; give one of them")
     if weights is not None:
         if not Path(weights).is_file():
             raise ValueError(f"--weights '{weights}' is not a file; give a .safetensors file of a trained v5")
@@ -112,13 +112,12 @@ def choose(method: str, weights: str | Path | None, past: intake.Past | None) ->
         return "gp", "no past fields to learn from (--data)"
     if len(past.fields) < FEWEST_FIELDS:
         return "gp", f"{len(past.fields)} past fields are too few for their covariance"
-    return ("hybrid" if "hybrid" in baselines.METHODS else "oi"), f"it learns from {len(past.fields)} past fields"
+    return "v5", f"it learns from {len(past.fields)} past fields"
 
 
 def _solver(name: str, weights: str | Path | None, past: intake.Past | None, noise: float | None) -> Solver:
     fields = None if past is None else past.fields
     if name == "v5":
-        v5 = importlib.import_module("lib.v5")
         model = v5.load(weights) if weights is not None else v5.learn(fields)
         return lambda batch: v5.predict(model, batch)
     if name in KERNELS:
