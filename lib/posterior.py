@@ -163,7 +163,8 @@ def log_density(variance: Tensor, z2: Tensor, rest: Tensor, count: Tensor, noise
 
 def by_evidence(variance: Tensor, z2: Tensor, rest: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     """Noise variance and scale that maximise the evidence, the scale in closed form with PRIOR_COUNT readings in favour of 1."""
-    largest = variance.amax(1).clamp(min=1e-300)
+    sizes = variance if variance.shape[1] else (rest / count.clamp(min=1))[:, None]  # without columns all is noise
+    largest = sizes.amax(1).clamp(min=1e-300)
     free = (count - variance.shape[1]).clamp(min=0)
 
     def misfit(v: Tensor) -> Tensor:  # v (B, T), in units of the scale

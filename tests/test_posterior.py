@@ -121,6 +121,20 @@ def test_no_reading_leaves_the_prior(noise):
     assert bool(found.evidence.isfinite().all())
 
 
+@pytest.mark.parametrize("readings", [0, 8])
+def test_without_columns_all_is_noise(readings):
+    s, z, known, widths = problem(readings, 0)
+    z = torch.linspace(-1, 1, readings, dtype=torch.float64).expand(3, -1)
+    found = answer(s, z, known, widths, None)
+    mean, variance = found.at(queries())
+    assert_close(mean, mean_of(queries()), rtol=0, atol=0)
+    assert_close(variance, torch.zeros_like(mean), rtol=0, atol=0)
+    if readings:
+        noise = z.square().mean(1)
+        expected = -0.5 * readings * ((2 * math.pi * noise).log() + 1)
+        assert_close(found.evidence, expected, rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("readings", "r"), [(30, 8), (12, 25)])
 def test_noise_and_scale_are_where_the_evidence_is_largest(readings, r, masked):
