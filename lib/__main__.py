@@ -129,7 +129,9 @@ def reconstruct_command(given: argparse.Namespace) -> int:
 
 def train_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--data", type=Path, required=True, metavar="PAST", help="past fields: .nc .npy .npz .csv or a folder of pictures")
+    add("--data", type=Path, metavar="PAST", help="past fields: .nc .npy .npz .csv or a folder of pictures")
+    add("--world", nargs="+", metavar="NAME", help="worlds of the lab in place of --data")
+    add("--fields", type=int, default=3000, metavar="N", help="fields of the worlds to learn from (default 3000)")
     add("--out", type=Path, required=True, metavar="PRIOR.safetensors", help="where the prior goes; its card (.json) goes beside it")
     add("--variable", metavar="NAME", help="which one, where --data holds several")
     add("--seed", type=int, default=0, help="of the fields held out to judge it (default 0)")
@@ -140,7 +142,13 @@ def train_command(given: argparse.Namespace) -> int:
 
     if given.output or given.root:
         raise ValueError("train writes where --out says; leave --output and --root out")
-    for heading, says in learn.run(given.data, given.out, given.variable, given.seed):
+    if (given.data is None) == (given.world is None):
+        raise ValueError("train learns from past fields: give them with --data, or worlds of the lab with --world")
+    if given.world:
+        lines = learn.of_worlds(given.world, given.out, given.fields, given.seed)
+    else:
+        lines = learn.run(given.data, given.out, given.variable, given.seed)
+    for heading, says in lines:
         print(f"{heading:<9} {says}")
     return 0
 

@@ -1,4 +1,4 @@
-"""A prior from the user's own past fields, kept in a file: `python -m lib train --data folder/ --out prior.safetensors`.
+"""A prior from past fields, kept in a file: `python -m lib train --data folder/ --out prior.safetensors`, or from worlds with --world.
 
 Nothing is optimised for hours: mean, principal components and what waves leave of the fields are linear algebra, seconds for hundreds of
 fields. A tenth of the fields is held out to say on the card how well the others predict it; the prior that is kept has seen all.
@@ -7,6 +7,7 @@ fields. A tenth of the fields is held out to say on the card how well the others
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib import baselines, data, files, frame, machine, metrics, realworlds, v5, weights
+from lib import baselines, data, files, frame, machine, metrics, realworlds, v5, weights, worlds
 
 FEWEST = 10  # fields below which a tenth held out says nothing
 HELD_OUT = 0.1
@@ -25,10 +26,7 @@ LARGEST = 8e6  # bytes of a file; beyond, numbers are kept in single precision, 
 
 def run(path: Path | str, out: Path | str, variable: str | None = None, seed: int = 0) -> list[tuple[str, str]]:
     """Learn from the fields of a file or folder and write the prior; what was done, as (heading, words)."""
-    out = Path(out)
-    if out.suffix != ".safetensors" or not out.parent.is_dir():
-        raise ValueError(f"--out '{out}': give a .safetensors file in a folder that exists")
-    began = time.perf_counter()
+    out = _place(out)
     found = files.read_fields(path, variable)
     if len(found.y) < FEWEST:
         raise ValueError(f"'{path}' holds {len(found.y)} fields; give at least {FEWEST}, or use --method gp, which learns from none")
@@ -36,17 +34,47 @@ def run(path: Path | str, out: Path | str, variable: str | None = None, seed: in
     y = found.y.mT if grid is not None and grid[1] else found.y
     pool = realworlds.pool({"train": [y]})
     scaled = ((y.double() - pool.low) / (pool.high - pool.low)).float()
-    scores = judged(scaled, seed)
-    prior = v5.learn(scaled)
+    told = {"data": Path(path).name, "low": pool.low, "high": pool.high, "unit": found.unit}
+    return _learned(scaled, out, told, grid[0] if grid is not None else None, v5.EXPERTS, seed)
+
+
+def of_worlds(names: Sequence[str], out: Path | str, fields: int = 3000, seed: int = 0) -> list[tuple[str, str]]:
+    """Learn from the training fields of one world, or of several of one shape in equal parts, and write the prior.
+
+    Synthetic worlds are learned without the hybrid: waves and components hold them, and the file keeps double precision.
+    """
+    out = _place(out)
+    some = [worlds.get(name) for name in names]
+    shapes = {(w.channels, *data.shape_of(w.resolution)) for w in some}
+    if len(shapes) > 1:
+        raise ValueError(f"the worlds {', '.join(names)} differ in channels or resolution; learn from worlds of one shape")
+    parts = [w.fields(fields // len(some), generator=data.generator(seed, "train"), split="train") for w in some]
+    measured = any(w.kind in ("real", "own") for w in some)
+    one = some[0].load() if len(some) == 1 and measured else None
+    told = {"data": ", ".join(names), "low": one.low if one else 0.0, "high": one.high if one else 1.0, "unit": some[0].unit if one else ""}
+    experts = v5.EXPERTS if measured else tuple(name for name in v5.EXPERTS if name != "hybrid")
+    y = torch.cat(parts)
+    return _learned(y[torch.randperm(len(y), generator=data.generator(seed, "mixed"))], out, told, None, experts, seed)
+
+
+def _place(out: Path | str) -> Path:
+    out = Path(out)
+    if out.suffix != ".safetensors" or not out.parent.is_dir():
+        raise ValueError(f"--out '{out}': give a .safetensors file in a folder that exists")
+    return out
+
+
+def _learned(y: Tensor, out: Path, told: dict, grid: frame.Grid | None, experts: Sequence[str], seed: int) -> list[tuple[str, str]]:
+    """The prior of the fields, scaled to [0, 1], in its file; told: what the card says of them."""
+    began = time.perf_counter()
+    scores = judged(y, experts, seed)
+    prior = v5.learn(y, experts=experts)
     card = {
         "kind": v5.KIND,
-        "data": Path(path).name,
+        **told,
         "fields": len(y),
-        "shape": list(y.shape[1:]),  # as the prior has them: columns to the right
-        "low": pool.low,
-        "high": pool.high,
-        "unit": found.unit,
-        "axes": list(grid[0].names) if grid is not None else [],
+        "shape": list(y.shape[1:]),
+        "axes": list(grid.names) if grid is not None else [],
         "experts": v5.has_experts(prior),
         "scores": scores,
         "seconds": round(time.perf_counter() - began, 1),
@@ -55,18 +83,19 @@ def run(path: Path | str, out: Path | str, variable: str | None = None, seed: in
     }
     tensors = fitting(v5.state(prior)) | {"known": y.isfinite().any(0).any(0).flatten().to(torch.uint8)}
     if grid is not None:
-        tensors |= {"axis_x": torch.tensor(np.asarray(grid[0].x, np.float64)), "axis_y": torch.tensor(np.asarray(grid[0].y, np.float64))}
+        tensors |= {"axis_x": torch.tensor(np.asarray(grid.x, np.float64)), "axis_y": torch.tensor(np.asarray(grid.y, np.float64))}
     digest = weights.write(out, tensors, card)
     size = out.stat().st_size / 1e6
+    span = f"{told['low']:.6g} to {told['high']:.6g} {told['unit']}".rstrip()
     return [
-        ("fields", f"{len(y)} of {y.shape[-2]} x {y.shape[-1]}, {pool.low:.6g} to {pool.high:.6g} {found.unit}".rstrip()),
+        ("fields", f"{len(y)} of {y.shape[-2]} x {y.shape[-1]}, {span}"),
         ("experts", ", ".join(card["experts"])),
         ("held out", "; ".join(f"{name} {its['psnr']:.1f} dB" for name, its in scores["methods"].items()) + f" ({scores['told']})"),
         ("written", f"{out}, {size:.1f} MB, SHA-256 {digest[:12]}, in {card['seconds']} s"),
     ]
 
 
-def judged(fields: Tensor, seed: int = 0) -> dict:
+def judged(fields: Tensor, experts: Sequence[str] = v5.EXPERTS, seed: int = 0) -> dict:
     """PSNR and coverage on a tenth of the fields by a prior of the others, beside optimal interpolation and the constant."""
     order = torch.randperm(len(fields), generator=data.generator(seed, "held out"))
     held = min(max(round(HELD_OUT * len(fields)), 1), MOST_JUDGED)
@@ -74,7 +103,7 @@ def judged(fields: Tensor, seed: int = 0) -> dict:
     least = int(data.valid(test).sum(1).min())
     count = max(round(SHARE * least), 2)
     batch = data.observe(test, count, "uniform", data.generator(seed, "sensors"))
-    prior, std = v5.learn(past), float(data.measure(past).std.mean())
+    prior, std = v5.learn(past, experts=experts), float(data.measure(past).std.mean())
     answers = {"v5": v5.predict(prior, batch), **{name: baselines.get(name)(batch, past) for name in ("oi", "constant")}}
     scores = {name: metrics.score(found, batch, std) for name, found in answers.items()}
     kept = ("psnr", "coverage90", "crps")
