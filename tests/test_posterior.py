@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from lib import basis, posterior
 
-NOISE = 0.02
+NOISE, LOUD = 0.02, 0.7  # readings that leave next to nothing of the prior along their directions, and some
 
 
 def seeded(seed=0):
@@ -166,8 +166,8 @@ def test_noise_and_scale_are_where_the_evidence_is_largest(readings, r, masked):
 
 def test_samples_have_the_mean_and_the_covariance_of_the_posterior():
     given, q = problem(6, 9, batch=2), queries(2, 5)
-    mean, covariance, _ = dense(*given, NOISE**2, q)
-    drawn = answer(*given, NOISE**2).draw(20_000, seeded(3))(q)
+    mean, covariance, _ = dense(*given, LOUD**2, q)
+    drawn = answer(*given, LOUD**2).draw(20_000, seeded(3))(q)
     std = covariance.diagonal(dim1=1, dim2=2).sqrt()
     assert bool(((drawn.mean(0) - mean).abs() < 5 * std / 20_000**0.5 + 1e-12).all())
     away = drawn - drawn.mean(0)
@@ -176,7 +176,7 @@ def test_samples_have_the_mean_and_the_covariance_of_the_posterior():
 
 
 def mixed(s, z, known, widths):
-    parts = [answer(s, z, known, widths, NOISE**2), answer(s, z, known, 4 * widths, NOISE**2)]
+    parts = [answer(s, z, known, widths, NOISE**2), answer(s, z, known, widths / 9, LOUD**2)]
     return posterior.mixture(parts, torch.tensor([[0.0, 0.5]] * len(s), dtype=torch.float64))
 
 

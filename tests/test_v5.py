@@ -1,0 +1,216 @@
+"""V5's posterior: answers that depend on the readings alone, odd readings, the known best answer, and never worse than interpolation."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lib import baselines, data, v5, worlds
+from lib.data import Batch
+
+SIZE = 16
+FEW = 6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Past fields are taken apart a few at a time: the tests ask for answers, not for the best prior."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(v5, "DISSECTED", 16)
+        patch.setattr(v5, "READ", 100)
+        yield
+
+
+PRIORS = {}
+EXPERTS = ("past", "waves", "both")
+
+
+def learn(fields):
+    return v5.learn(fields, experts=EXPERTS)
+
+
+def predict(its, one):
+    return v5.predict(its, one, EXPERTS)
+
+
+def past(name, count=96):
+    return worlds.get(name).fields(count, SIZE)
+
+
+def prior(name="multi_frequency"):
+    if name not in PRIORS:
+        PRIORS[name] = learn(past(name))
+    return PRIORS[name]
+
+
+def batch(name="multi_frequency", count=51, fields=FEW, noise=0.05):
+    return data.observe(worlds.get(name).fields(fields, SIZE, split="test").double(), count, noise=noise)
+
+
+def asked(one, s):
+    """The same readings, other queries."""
+    return Batch(one.s_obs, one.y_obs, one.m_obs, s, torch.full((*s.shape[:2], one.y_obs.shape[-1]), torch.nan, dtype=s.dtype))
+
+
+def scattered(fields=FEW, count=60, seed=3):
+    return 2 * torch.rand(fields, count, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 1
+
+
+def same(one, other, tolerance=1e-5):
+    assert_close(one.mean, other.mean, rtol=0, atol=tolerance)
+    assert_close(one.std, other.std, rtol=1e-3, atol=tolerance)
+
+
+@pytest.mark.parametrize("world", ["multi_frequency", "composite"])
+def test_an_answer_does_not_depend_on_the_other_queries(world):
+    readings, s = batch(world), scattered()
+    whole = predict(prior(world), asked(readings, s))
+    parts = [predict(prior(world), asked(readings, piece)) for piece in s.split(7, 1)]
+    assert_close(torch.cat([part.mean for part in parts], 1), whole.mean, rtol=0, atol=1e-8)
+    assert_close(torch.cat([part.std for part in parts], 1), whole.std, rtol=0, atol=1e-6)
+
+
+def test_an_answer_does_not_depend_on_the_chunk(monkeypatch):
+    whole = predict(prior(), batch())
+    drawn = whole.samples(3, torch.Generator().manual_seed(1))
+    monkeypatch.setattr(v5, "SITES", 50)
+    pieces = predict(prior(), batch())
+    assert_close(pieces.mean, whole.mean, rtol=0, atol=1e-8)
+    assert_close(pieces.std, whole.std, rtol=0, atol=1e-6)
+    assert_close(pieces.samples(3, torch.Generator().manual_seed(1)), drawn, rtol=0, atol=1e-8)
+
+
+def test_an_answer_does_not_depend_on_the_other_fields(monkeypatch):
+    whole = predict(prior(), batch(noise=0.0))  # some fields are explained by waves alone, others not
+    single = [predict(prior(), batch(noise=0.0)[i : i + 1]) for i in range(FEW)]
+    same(whole, data.Prediction(*(torch.cat([getattr(one, name) for one in single]) for name in ("mean", "std"))))
+    monkeypatch.setattr(v5, "AT_ONCE", 4)
+    same(whole, predict(prior(), batch(noise=0.0)))
+
+
+def test_the_mean_alone_is_the_mean():
+    assert_close(v5.mean(prior(), batch(), EXPERTS), predict(prior(), batch()).mean, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_the_order_of_the_readings_does_not_matter(noise):
+    one, order = batch(noise=noise), torch.randperm(51, generator=torch.Generator().manual_seed(2))
+    other = Batch(one.s_obs[:, order], one.y_obs[:, order], one.m_obs[:, order], one.s_qry, one.y_qry)
+    same(predict(prior(), one), predict(prior(), other))
+
+
+def test_missing_readings_are_as_none():
+    one = batch()
+    more = Batch(
+        torch.cat([one.s_obs, torch.full((FEW, 5, 2), torch.nan)], 1),
+        torch.cat([one.y_obs, torch.full((FEW, 5, 1), 1e6)], 1),
+        torch.cat([one.m_obs, torch.zeros(FEW, 5, dtype=torch.bool)], 1),
+        one.s_qry,
+        one.y_qry,
+    )
+    same(predict(prior(), more), predict(prior(), one))
+
+
+def test_a_level_added_to_past_fields_and_readings_is_added_to_the_answer():
+    one, fields = batch(), past("multi_frequency").double()
+    shifted = Batch(one.s_obs, one.y_obs + 3, one.m_obs, one.s_qry, one.y_qry)
+    higher = predict(learn(fields + 3), shifted)
+    lower = predict(learn(fields), one)
+    assert_close(higher.mean, lower.mean + 3, rtol=0, atol=1e-5)
+    assert_close(higher.std, lower.std, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("s", "y"),
+    [
+        ([], []),
+        ([[0.1, -0.4]], [0.9]),
+        ([[0.1, -0.4], [0.1, -0.4]], [0.2, 0.8]),
+        ([[0.1, -0.4], [0.7, 0.4]], [0.5, 0.5]),
+        ([[0.1, -0.4]] * 30, [0.4] * 30),
+        ([[x / 10, 0.3] for x in range(-10, 11)], [0.6] * 21),
+    ],
+    ids=["none", "one", "conflict", "two", "one site", "constant on a line"],
+)
+@pytest.mark.parametrize("world", ["multi_frequency", "photos"])
+def test_answers_are_finite_whatever_the_readings(world, s, y):
+    channels = worlds.get(world).channels
+    s = torch.tensor(s, dtype=torch.float64).reshape(1, -1, 2)
+    y = torch.tensor(y, dtype=torch.float64).reshape(1, -1, 1).expand(-1, -1, channels)
+    found = predict(prior(world), data.readings(s, y, scattered(1)))
+    assert found.mean.shape == found.std.shape == (1, 60, channels)
+    assert bool((found.mean.isfinite() & found.std.isfinite() & (found.std >= 0)).all())
+    assert bool((found.mean - 0.5).abs().max() < 2)
+    assert bool(found.samples(2, torch.Generator().manual_seed(0)).isfinite().all())
+
+
+def test_conflicting_readings_are_answered_between_them_and_with_doubt():
+    s = torch.tensor([[[0.1, -0.4], [0.1, -0.4]]], dtype=torch.float64)
+    found = predict(prior(), data.readings(s, torch.tensor([[[0.2], [0.8]]], dtype=torch.float64), s[:, :1]))
+    assert 0.2 < found.mean.item() < 0.8
+    assert found.std.item() > 0.05
+
+
+@pytest.mark.parametrize("name", ["readings", "queries"])
+def test_sites_outside_are_refused_in_one_line(name):
+    one, off = batch(), torch.tensor([0.0, 1.01])
+    outside = Batch(one.s_obs + off * (name == "readings"), one.y_obs, one.m_obs, one.s_qry + off * (name == "queries"), one.y_qry)
+    with pytest.raises(ValueError, match=rf"sites of {name} reach .* allowed is \[-1, 1\]") as error:
+        predict(prior(), outside)
+    assert "\n" not in str(error.value)
+    predict(prior(), Batch(one.s_obs * (1 + 1e-7), one.y_obs, one.m_obs, one.s_qry * (1 + 1e-7), one.y_qry))  # rounding
+
+
+def test_readings_of_other_channels_are_refused():
+    one = batch()
+    three = Batch(one.s_obs, one.y_obs.expand(-1, -1, 3), one.m_obs, one.s_qry, one.y_qry.expand(-1, -1, 3))
+    with pytest.raises(ValueError, match="3 channels, past fields 1"):
+        predict(prior(), three)
+
+
+@pytest.mark.parametrize("world", ["sst", "photos"])
+def test_land_and_colours_are_answered_better_than_by_a_constant(world):
+    shape = None if world == "sst" else SIZE
+    its, test = (worlds.get(world).fields(n, shape, split=split) for n, split in ((60, "train"), (4, "test")))
+    one = data.observe(test.double(), 60)
+    found = predict(learn(its), one)
+    truth, known = one.y_qry, one.y_qry.isfinite()
+    assert bool(found.mean.isfinite().all() & found.std.isfinite().all())
+    error = (found.mean - truth)[known].square().mean()
+    constant = (baselines.get("constant")(one, its).mean - truth)[known].square().mean()
+    assert float(error) < 0.5 * float(constant)
+
+
+def exact(one, noise):
+    """Mean and standard deviation of the Gaussian process given the readings, its covariance and the noise known."""
+    means, stds = [], []
+    for s, y, q in zip(one.s_obs, one.y_obs, one.s_qry, strict=True):
+        k = worlds.gaussian_covariance(s, s) + noise**2 * torch.eye(len(s), dtype=torch.float64)
+        cross = torch.linalg.solve(k, worlds.gaussian_covariance(s, q)).T
+        means.append(0.5 + cross @ (y.double() - 0.5))
+        spread = worlds.gaussian_covariance(q, q).diagonal() - (cross * worlds.gaussian_covariance(q, s)).sum(1)
+        stds.append(spread.clamp(min=0).sqrt()[:, None])
+    return torch.stack(means), torch.stack(stds)
+
+
+def test_a_gaussian_process_is_answered_nearly_as_well_as_can_be():
+    """The prior is known from 1,024 fields only: its answers lose up to a tenth of the deviation that nobody can avoid."""
+    its = learn(past("gaussian", 1024))
+    one = batch("gaussian", 51, 12, noise=0.05)
+    found, (mean, std) = predict(its, one), exact(one, 0.025)
+    error, least = (found.mean - one.y_qry).square().mean().sqrt(), (mean - one.y_qry).square().mean().sqrt()
+    assert float(error) < 1.1 * float(least)
+    assert float((found.mean - mean).square().mean().sqrt()) < 0.4 * float(std.square().mean().sqrt())
+    assert 0.8 < float(found.std.square().mean().sqrt() / std.square().mean().sqrt()) < 1.2
+    covered = ((found.mean - one.y_qry).abs() <= 1.6449 * found.std).double().mean()
+    assert 0.85 < float(covered) < 0.95
+
+
+def decibels(found, one):
+    return -10 * (found.mean - one.y_qry).square().mean((1, 2)).log10()
+
+
+@pytest.mark.parametrize("world", [w.name for w in worlds.WORLDS.values() if w.formula is not None])
+def test_noise_free_v5_is_not_below_optimal_interpolation(world):
+    one = batch(world, noise=0.0)
+    ours, theirs = decibels(predict(prior(world), one), one), decibels(baselines.get("oi")(one, past(world)), one)
+    assert float(ours.mean()) > float(theirs.mean()) - 0.3
