@@ -61,7 +61,7 @@ def test_a_missing_file_and_a_missing_folder_are_named(tmp_path):
         weights.read(tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="does not exist"):
         weights.write(tmp_path / "no" / "x.safetensors", TENSORS, {})
-    with pytest.raises(ValueError, match="go to a .safetensors file"):
+    with pytest.raises(ValueError, match=r"go to a \.safetensors file"):
         weights.write(tmp_path / "x.pt", TENSORS, {})
 
 
