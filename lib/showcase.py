@@ -1,11 +1,9 @@
-"""What V5 is shown by: the waves it finds, mixtures put together otherwise, the exact answer where one exists, finer questions, times.
-
-A method of a contest (lib/contest.py) is a function of a case and its batch; those here stand beside V5 in its tables.
-"""
+"""What V5 is shown by: the waves it finds, mixtures put together otherwise, the exact answer where one exists, finer questions, times."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import statistics
 import time
@@ -27,40 +25,36 @@ LEVELS = tuple(level / 100 for level in (5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 
 INVISIBLE = 1e-6  # of the truth's power, in a ring of wave numbers: less than this counts as this much
 FLOAT32 = 3e-8  # standard deviation that rounding gives to values about 0.5
 WAVES = {"plane": 1, "interference": 2}  # worlds whose fields are this many waves of known vectors
-COUNTS = (6, 12, 48)  # starting waves tried beside waves.COUNT
+HONEST = {"coverage50": (0.45, 0.55), "coverage90": (0.85, 0.95)}  # what we ask of intervals
+COUNTS = (12, 48)  # starting waves tried beside waves.COUNT
 
-Method = Callable[[Case, Batch], Prediction]
+Method = Callable[[Case, Batch], Prediction]  # of a contest (lib/contest.py)
 
 
-def methods(names: Sequence[str] = (), ours: bool = True) -> dict[str, Method]:
+def methods(names: Sequence[str] = ()) -> dict[str, Method]:
     """V5 and these classical methods, for contest.run."""
-    return ({"v5": contest.ours()} if ours else {}) | {name: contest.classical(name) for name in names}
+    return {"v5": contest.ours()} | {name: contest.classical(name) for name in names}
 
 
-# ---- tables of leads ----
+def scores(table: pd.DataFrame) -> dict[str, dict[str, tuple]]:
+    """World -> method -> PSNR with its interval."""
+    parts = table[table.error == ""].groupby("world", sort=False)
+    return {w: {r.method: (r.psnr, r.psnr_low, r.psnr_high) for r in some.itertuples()} for w, some in parts}
 
 
-def lines(leads: pd.DataFrame, noise: float) -> dict[str, tuple]:
-    """World -> (readings, lead, low, high) at one noise, sensors spread evenly at random; for plots.curves."""
+def along_readings(leads: pd.DataFrame, noise: float) -> go.Figure:
+    """The leads of every world against the number of readings at one noise, sensors uniform."""
     some = leads[(leads.noise == noise) & (leads.layout == "uniform")].sort_values("readings")
-    return {w: tuple(g[name].tolist() for name in ("readings", "lead", "low", "high")) for w, g in some.groupby("world", sort=False)}
+    lines = {w: tuple(g[name].tolist() for name in ("readings", "lead", "low", "high")) for w, g in some.groupby("world")}
+    return plots.curves(lines, "readings", f"lead at noise {noise:g} (dB)", log_x=True, levels={"best peer": 0.0})
 
 
 def every(leads: pd.DataFrame) -> go.Figure:
     """All leads as numbers in a map: a row per question, a column per world."""
-    titles = {row: f"{row[1]}, {row[0]}" + (f", noise {row[2]:g}" if row[2] else "") for row in zip(*_questions(leads), strict=True)}
-    table = leads.assign(question=[titles[row] for row in zip(*_questions(leads), strict=True)])
-    values = table.pivot(index="question", columns="world", values="lead").loc[list(dict.fromkeys(titles.values()))]
-    values = values[list(dict.fromkeys(leads.world))]
-    fig = plots.matrix(values, list(values.index), list(values.columns), "dB", centre=0.0)
-    return fig.update_layout(margin_l=190)
-
-
-def _questions(leads: pd.DataFrame) -> list[list]:
-    return [leads[name].tolist() for name in ("layout", "readings", "noise")]
-
-
-# ---- how one answer comes about ----
+    kinds = zip(leads.readings, leads.layout, leads.noise, strict=True)
+    table = leads.assign(question=[f"{n}, {layout}" + (f", noise {v:g}" if v else "") for n, layout, v in kinds])
+    values = table.pivot(index="question", columns="world", values="lead").loc[table.question.unique(), leads.world.unique()]
+    return plots.matrix(values, list(values.index), list(values.columns), "dB", centre=0.0).update_layout(margin_l=190)
 
 
 def found(batch: Batch, level: float, variance: float, count: int = waves.COUNT) -> waves.Waves:
@@ -81,7 +75,7 @@ def periodogram(batch: Batch, its: waves.Waves, truth: Float[Tensor, "J 2"]) -> 
     """|sum z exp(i k . s)|^2 of the first field over a half-plane of k, the strongest candidates, the waves that stay, the true ones."""
     z, s = batch.y_obs[0, :, 0].double(), batch.s_obs[0].double()
     z = z - z.mean()
-    right = torch.arange(-9, 9.01, 0.125, dtype=torch.float64)
+    right = torch.arange(-9, 9.01, 0.2, dtype=torch.float64)
     down = right[right >= 0]
     lattice = math.pi * torch.cartesian_prod(down, right).flip(1)
     power = _power(z, s, lattice).unflatten(0, (len(down), len(right)))
@@ -89,17 +83,20 @@ def periodogram(batch: Batch, its: waves.Waves, truth: Float[Tensor, "J 2"]) -> 
     started = tried[_power(z, s, tried).topk(waves.COUNT).indices]
     stay = its.k[0][its.width[0] > 0]
     marks = {
-        f"the {waves.COUNT} strongest, where the search starts": (started, {"symbol": "circle-open", "color": "#FFFFFF", "size": 8}),
+        f"the {waves.COUNT} strongest, where the search starts": (started, {"symbol": "circle-open", "color": "#F58BC0", "size": 8}),
         "waves that stay": (stay, {"symbol": "circle", "color": "#D55E00", "size": 12}),
-        "waves of the truth": (truth, {"symbol": "x", "color": "#FFFFFF", "size": 7}),
+        "waves of the truth": (truth, {"symbol": "x", "color": "#000000", "size": 6}),
     }
     scale = {"title_text": "power, largest 1", "thickness": 12, "outlinewidth": 0}
-    heat = go.Heatmap(x=right, y=down, z=power / power.max(), colorscale=plots.SCALES["field"], colorbar=scale)
-    legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "bgcolor": "#DDDDDD"}
+    heat = go.Heatmap(
+        x=plots.array(right), y=plots.array(down), z=plots.array(power / power.max()), colorscale=plots.SCALES["field"], colorbar=scale
+    )
+    legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
     fig = plots.figure([heat], height=400, legend=legend, margin={"t": 60})
     for name, (k, marker) in marks.items():
         half = torch.where((k[:, 1:] < 0) | ((k[:, 1:] == 0) & (k[:, :1] < 0)), -1.0, 1.0)  # k and -k are one wave
-        fig.add_scatter(x=(half * k / math.pi)[:, 0], y=(half * k / math.pi)[:, 1], mode="markers", marker=marker, name=name)
+        x, y = plots.array(half * k / math.pi).T
+        fig.add_scatter(x=x, y=y, mode="markers", marker=marker, name=name)
     return fig.update_xaxes(title_text="cycles per domain, to the right").update_yaxes(title_text="cycles per domain, downwards")
 
 
@@ -114,17 +111,18 @@ def experts(prior: v5.Prior, batch: Batch) -> list[dict]:
     rows = []
     for name in v5.has_experts(prior):
         part = v5.conditioned(prior, batch[:1], [name]).parts[0]
-        evidence = getattr(part, "evidence", None)
-        alone = _psnr(v5.mean(prior, batch[:1], [name]), batch[:1])
-        rows.append({"expert": name, "evidence": None if evidence is None else float(evidence[0]), "psnr": float(alone[0])})
-    return [*rows, {"expert": "all", "psnr": float(_psnr(v5.mean(prior, batch[:1]), batch[:1])[0])}]
+        alone = float(psnr(v5.mean(prior, batch[:1], [name]), batch[:1])[0])
+        rows.append({"expert": name, "evidence": float(evidence(part)[0]), "psnr": alone})
+    return [*rows, {"expert": "all", "psnr": float(psnr(v5.mean(prior, batch[:1]), batch[:1])[0])}]
 
 
-def _psnr(mean: Tensor, batch: Batch) -> Float[Tensor, " B"]:
+def evidence(part) -> Float[Tensor, " B"]:
+    """Log density of the readings under one expert, a part of v5.conditioned; what looking for waves costs is not taken off."""
+    return part.evidence if isinstance(part, posterior.Gaussian) else part.found.log_evidence
+
+
+def psnr(mean: Tensor, batch: Batch) -> Float[Tensor, " B"]:
     return metrics.psnr((mean.double() - batch.y_qry.double()).square().mean((1, 2)))
-
-
-# ---- other ways to put V5 together ----
 
 
 def remixed(how: str) -> Method:
@@ -132,9 +130,9 @@ def remixed(how: str) -> Method:
 
     def answer(case: Case, batch: Batch) -> Prediction:
         prior = contest.prior(case.world, case.past, case.seed)
-        parts = [v5.conditioned(prior, batch, [name]).parts[0] for name in v5.has_experts(prior)]
-        evidence = torch.stack([part.evidence if how == "unpriced" else part.evidence * 0 for part in parts], 1)
-        return _answer(posterior.mixture(parts, evidence), batch)
+        parts = {name: v5.conditioned(prior, batch, [name]).parts[0] for name in v5.has_experts(prior)}
+        weight = [evidence(part) + prior.log_weight[v5.EXPERTS.index(name)] for name, part in parts.items()]
+        return _answer(posterior.mixture(list(parts.values()), torch.stack(weight, 1) * (how == "unpriced")), batch)
 
     return answer
 
@@ -169,44 +167,59 @@ def variants() -> dict[str, Method]:
     return methods() | alone | parts | starts | {"waves alone, no tangents": waves_alone(tangents=False)}
 
 
-# ---- calibration and spectra ----
-
-
 def exact(case: Case, batch: Batch) -> Prediction:
     """The answer of probability itself on the world `gaussian`, whose covariance and noise are known; ValueError elsewhere."""
     if case.world != "gaussian":
         raise ValueError(f"the covariance of world '{case.world}' is not known; the exact answer exists for 'gaussian'")
-    s_qry, variance = batch.s_qry[0].double(), max(0.5 * case.noise, FLOAT32) ** 2
-    means, stds = [], []
-    prior = worlds.gaussian_covariance(s_qry, s_qry).diagonal()
-    for s, y, known in zip(batch.s_obs.double(), batch.y_obs[..., 0].double(), batch.m_obs, strict=True):
-        s, y = s[known], y[known]
-        root = torch.linalg.cholesky(worlds.gaussian_covariance(s, s) + variance * torch.eye(len(s), dtype=torch.float64))
-        across = torch.linalg.solve_triangular(root, worlds.gaussian_covariance(s, s_qry), upper=False)
-        inside = torch.linalg.solve_triangular(root, (y - 0.5)[:, None], upper=False)
-        means.append(0.5 + (across.T @ inside)[:, 0])
-        stds.append((prior - across.square().sum(0)).clamp(min=0).sqrt())
-    return Prediction(torch.stack(means)[..., None], torch.stack(stds)[..., None])
+    s, s_qry, variance = batch.s_obs.double(), batch.s_qry[0].double(), max(0.5 * case.noise, FLOAT32) ** 2
+    across = torch.stack([worlds.gaussian_covariance(sites, s_qry) for sites in s])  # (B, N, M)
+    own = torch.stack([worlds.gaussian_covariance(sites, sites) for sites in s])
+    gain = torch.linalg.solve(own + variance * torch.eye(s.shape[1], dtype=torch.float64), across)
+    left = worlds.gaussian_covariance(s_qry[:1], s_qry[:1]) - (across * gain).sum(1)
+    return Prediction(0.5 + gain.mT @ (batch.y_obs.double() - 0.5), left.clamp(min=0).sqrt()[..., None])
 
 
-def distance(answer: Prediction, truly: Prediction) -> dict[str, float]:
+def distance(case: Case, method: Method) -> dict[str, float]:
     """How far an answer is from the exact one: RMS of its mean less the exact mean, and RMS of its deviation, in exact deviations."""
-    scale = truly.std.square().mean().sqrt()
-    error = (answer.mean.double() - truly.mean).square().mean().sqrt()
-    spread = answer.std.double().square().mean().sqrt() if answer.std is not None else torch.tensor(math.nan)
-    return {"mean": float(error / scale), "deviation": float(spread / scale)}
+    batch = contest.test_batch(case)
+    answer, truly = method(case, batch), exact(case, batch)
+    rms = lambda y: float(y.double().square().mean().sqrt())  # noqa: E731
+    return {"mean": rms(answer.mean - truly.mean) / rms(truly.std), "deviation": rms(answer.std) / rms(truly.std)}
 
 
-def reliability(answer: Prediction, batch: Batch) -> list[float]:
-    """The share of sites whose truth lies in the central interval of each of LEVELS."""
-    error, std = (answer.mean - batch.y_qry).double(), answer.std.double()
-    return [float(metrics.coverage(error, std, level).nanmean()) for level in LEVELS]
+def calibration(judged: pd.DataFrame, ideal: pd.DataFrame) -> list[dict]:
+    """Coverage, spread over skill, CRPS and energy score of V5 and of the exact answer, with V5's CRPS over the best peer's."""
+    names = ["world", "noise", "method", "psnr", "coverage50", "coverage90", "spread_skill", "crps", "energy_score"]
+    peers = [m for m in judged.method.unique() if m != "v5"]
+    ratio = contest.leads(judged, "v5", peers, "crps").set_index(["world", "noise"]).ratio
+    rows = pd.concat([judged[judged.method == "v5"], ideal]).reindex(columns=names).to_dict("records")
+    return [{**r, "CRPS over the best peer's": ratio.get((r["world"], r["noise"])) if r["method"] == "v5" else None} for r in rows]
+
+
+def reliability(plan: Sequence[Case]) -> go.Figure:
+    """The share of sites whose truth lies in V5's central interval of each of LEVELS, a line per case, which differ by world."""
+    lines = {}
+    for case in plan:
+        batch = contest.test_batch(case)
+        answer = contest.ours()(case, batch)
+        error, std = (answer.mean - batch.y_qry).double(), answer.std.double()
+        lines[case.world] = LEVELS, [float(metrics.coverage(error, std, level).nanmean()) for level in LEVELS]
+    fig = plots.curves({**lines, "honest": ([0, 1], [0, 1])}, "level of the interval", "share of the truth inside")
+    fig.data[-1].update(mode="lines", line={"color": "#8A8A8A", "dash": "dot"})
+    return fig
+
+
+def spectra(case: Case, samples: int) -> dict[str, tuple]:
+    """Power of V5's samples and of its mean over the truth's: each (cycles per domain, dB), up to Nyquist."""
+    batch, shape = contest.test_batch(case), data.shape_of(worlds.get(case.world).resolution)
+    answer = contest.ours()(case, batch)
+    drawn = answer.samples(samples, data.generator(case.seed, "samples")).flatten(0, 1)
+    return {"samples": against_truth(drawn, batch, shape), "mean": against_truth(answer.mean, batch, shape)}
 
 
 def against_truth(y: Float[Tensor, "n M C"], batch: Batch, shape: tuple[int, int]) -> tuple[list[int], list[float]]:
-    """Power of fields over the truth's in dB, per ring of cycles per domain up to Nyquist; n is B, or K B draws of the same fields."""
-    truth = batch.y_qry.double().unflatten(1, shape)
-    most = min(shape) // 2
+    """Rings of cycles per domain, and power of fields over the truth's in dB there; n is B, or K B draws of the same fields."""
+    truth, most = batch.y_qry.double().unflatten(1, shape), min(shape) // 2
     ring = (metrics.frequency(*shape) * min(shape)).round().long().flatten()
     inside = (ring >= 1) & (ring <= most)
 
@@ -214,23 +227,31 @@ def against_truth(y: Float[Tensor, "n M C"], batch: Batch, shape: tuple[int, int
         power = metrics.power(fields, truth.repeat(len(fields) // len(truth), 1, 1, 1)).mean(0).flatten()
         return torch.zeros(most + 1, dtype=power.dtype).index_add_(0, ring[inside], power[inside])[1:]
 
-    his = rings(truth)
-    floor = INVISIBLE * his.sum()
-    mine = rings(y.double().unflatten(1, shape))
-    ratio = 10 * (torch.maximum(mine, floor) / torch.maximum(his, floor)).log10()
-    return list(range(1, most + 1)), ratio.tolist()
+    mine, its = rings(y.double().unflatten(1, shape)), rings(truth)
+    floor = INVISIBLE * its.sum()
+    return list(range(1, most + 1)), (10 * (torch.maximum(mine, floor) / torch.maximum(its, floor)).log10()).tolist()
 
 
-# ---- finer questions, and what they cost ----
+def beside_truth(rough: Mapping[tuple[float, str], Mapping]) -> go.Figure:
+    """What `spectra` gives for samples by (noise, world): a panel per noise, two at most, and one decibel either way as a dotted line."""
+    panels, title = [], "samples over truth at noise {:g} (dB)"
+    for noise in dict.fromkeys(v for v, _ in rough):
+        lines = {w: row["samples"] for (v, w), row in rough.items() if v == noise}
+        panels.append(plots.curves(lines, "cycles per domain", title.format(noise), levels={"": 1.0, " ": -1.0}))
+    return plots.beside(panels[0], panels[1].update_traces(showlegend=False)) if len(panels) > 1 else panels[0]
 
 
 def finer(case: Case, side: int, read: int | None = None) -> Batch:
     """The case's readings on its world's own grid, or on one of `read` x `read` sites, asked on side x side sites with exact truth."""
-    world = worlds.get(case.world)
-    coarse, fine = (world.fields(case.fields, n, data.generator(case.seed, "test"), "test") for n in (read, side))
+    make = worlds.get(case.world).fields
+    coarse, fine = (make(case.fields, n, data.generator(case.seed, "test"), "test") for n in (read, side))
     seen = data.observe(coarse, case.readings, case.layout, data.generator(case.seed, "sensors"), case.noise)
-    s = data.grid(side).expand(len(fine), -1, -1)
-    return Batch(seen.s_obs, seen.y_obs, seen.m_obs, s, fine.flatten(2).mT)
+    return Batch(seen.s_obs, seen.y_obs, seen.m_obs, data.grid(side).expand(len(fine), -1, -1), fine.flatten(2).mT)
+
+
+def at_sides(case: Case, method: Method, sides: Sequence[int]) -> list[float]:
+    """Mean PSNR at side x side sites each."""
+    return [float(psnr(method(case, batch).mean, batch).mean()) for batch in (finer(case, side) for side in sides)]
 
 
 def milliseconds(call: Callable[[], object], fields: int, repeats: int = 3) -> float:
@@ -260,22 +281,18 @@ def speeds(case: Case, names: Sequence[str], samples: int) -> list[dict]:
     return [*rows, {"method": "v5, learning the prior once", "answer": 1e3 * (time.perf_counter() - began)}]
 
 
-def growth(case: Case, names: Sequence[str], readings: Sequence[int], sides: Sequence[int], read: int = 128) -> tuple[dict, dict]:
-    """ms per field against the number of readings (asked on the world's grid) and against that of queries: name -> (numbers, ms)."""
-    by_readings: dict[str, list] = {}
-    by_queries: dict[str, list] = {}
-    own = worlds.get(case.world).resolution
-    plan = [(by_readings, n, own) for n in readings] + [(by_queries, case.readings, side) for side in sides]
-    for kept, count, side in plan:
-        asked = replace(case, readings=count)
-        batch = finer(asked, side, read)
-        for name, method in methods(names).items():
-            ms = milliseconds(lambda method=method, asked=asked, batch=batch: method(asked, batch), case.fields, 1)
-            kept.setdefault(name, []).append(ms)
-    return {n: (list(readings), ms) for n, ms in by_readings.items()}, {n: ([k * k for k in sides], ms) for n, ms in by_queries.items()}
-
-
-# ---- trained peers ----
+def growth(case: Case, names: Sequence[str], readings: Sequence[int], sides: Sequence[int], read: int = 128) -> dict[str, dict]:
+    """ms per field against "readings", asked on 32 x 32 sites, and against "queries" on side x side: each name -> (numbers, ms)."""
+    plan = {"readings": [(n, 32, n) for n in readings], "queries": [(case.readings, side, side**2) for side in sides]}
+    found: dict[str, dict] = {what: {} for what in plan}
+    for what, name in itertools.product(plan, methods(names)):
+        method, ms = methods(names)[name], []
+        for count, side, _ in plan[what]:
+            asked = replace(case, readings=count)
+            batch = finer(asked, side, read)
+            ms.append(milliseconds(lambda method=method, asked=asked, batch=batch: method(asked, batch), case.fields, 1))
+        found[what][name] = ([n for _, _, n in plan[what]], ms)
+    return found
 
 
 def convcnp(seconds: float, folder: Path | str) -> Method:
@@ -305,9 +322,6 @@ def network(version: str, folder: Path | str | None, device: str, samples: int, 
     return answer
 
 
-# ---- the explorer ----
-
-
 def controls(names: Sequence[str], past: int, seed: int = 0) -> tuple[dict, Callable[..., tuple[go.Figure, str]]]:
     """What widgets.explorer needs: world, readings, noise, layout, field and experts to truth, answer, error and deviation."""
     lists = {
@@ -326,8 +340,8 @@ def controls(names: Sequence[str], past: int, seed: int = 0) -> tuple[dict, Call
         began = time.perf_counter()
         answer = v5.predict(prior, batch, None if experts == "all" else [experts])
         ms, history = 1e3 * (time.perf_counter() - began), contest.past_fields(world, past, seed)
-        score = {name: float(_psnr(baselines.get(name)(batch, history).mean, batch)[0]) for name in ("oi", "gp")}
-        mine = float(_psnr(answer.mean, batch)[0])
+        score = {name: float(psnr(baselines.get(name)(batch, history).mean, batch)[0]) for name in ("oi", "gp")}
+        mine = float(psnr(answer.mean, batch)[0])
         fig = widgets.comparison(batch, answer, fields.shape[-2:], f"V5, {mine:.1f} dB")
         text = f"PSNR <b>{mine:.1f} dB</b> · optimal interpolation {score['oi']:.1f} dB · Gaussian process {score['gp']:.1f} dB"
         return fig, f"{text} · V5 took {ms:.0f} ms"
