@@ -87,6 +87,14 @@ def test_an_answer_does_not_depend_on_the_other_fields(monkeypatch):
     same(whole, predict(prior(), batch(noise=0.0)))
 
 
+def test_samples_scatter_about_the_mean_by_the_deviation():
+    found = predict(prior(), batch())
+    drawn = found.samples(400, torch.Generator().manual_seed(4))
+    away = (drawn.mean(0) - found.mean) / found.std
+    assert float(away.square().mean().sqrt()) < 3 / 400**0.5  # 1 / 20 by chance
+    assert_close(drawn.std(0), found.std, rtol=0.3, atol=1e-9)
+
+
 def test_the_mean_alone_is_the_mean():
     assert_close(v5.mean(prior(), batch(), EXPERTS), predict(prior(), batch()).mean, rtol=0, atol=1e-9)
 
@@ -103,7 +111,7 @@ def test_missing_readings_are_as_none():
     more = Batch(
         torch.cat([one.s_obs, torch.full((FEW, 5, 2), torch.nan)], 1),
         torch.cat([one.y_obs, torch.full((FEW, 5, 1), 1e6)], 1),
-        torch.cat([one.m_obs, torch.zeros(FEW, 5, dtype=torch.bool)], 1),
+        torch.cat([one.m_obs, torch.tensor([[False, False, False, True, True]] * FEW)], 1),  # said to be missing, or at no site
         one.s_qry,
         one.y_qry,
     )
