@@ -25,7 +25,7 @@ Reading order, each group importing only from itself and the groups before it
             arms, cost (memory), bench (races)                  one arm of an experiment, what it costs
             peers                                               ConvCNP, trained on the same batches
             study (workers), attribution                        many arms in one table; which switch is worth what
-            contest, showcase                                   methods side by side; what V5 is shown by
+            contest, showcase, realshow                         methods side by side; what V5 is shown by; on real fields
             evidence, family, answers, inquiry                  from tables to verdicts and sentences; versions side by side
             run (params, folders, kernel, page, machine, jobs)  notebooks in batch, with parameter files
             reconstruct (intake, frame, delivery)               a field from the user's own readings

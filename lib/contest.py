@@ -141,10 +141,17 @@ def leads(table: pd.DataFrame, ours: str, others: Sequence[str], score: str = "p
         pick = max if score == "psnr" else min
         best = pick(rivals, key=lambda m: by.loc[m, score])
         row = {**dict(zip(settings, key, strict=True)), ours: by.loc[ours, score], "best": best, "its": by.loc[best, score]}
+        a, b = (torch.tensor(by.loc[m, f"{score}_fields"], dtype=torch.float64) for m in (ours, best))
         if score == "psnr":
-            a, b = (torch.tensor(by.loc[m, "psnr_fields"], dtype=torch.float64) for m in (ours, best))
             row["lead"], row["low"], row["high"] = metrics.paired(a, b, data.generator(0, "bootstrap"), RESAMPLES)
         else:
             row["ratio"] = by.loc[ours, score] / by.loc[best, score]
+            row["low"], row["high"] = _ratio(a, b, data.generator(0, "bootstrap"))
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _ratio(a: Tensor, b: Tensor, generator: torch.Generator) -> list[float]:
+    """The 95 % bootstrap interval of mean a over mean b, both (B,) over the same fields."""
+    picks = torch.randint(len(a), (RESAMPLES, len(a)), generator=generator)
+    return (a[picks].mean(1) / b[picks].mean(1)).quantile(torch.tensor([0.025, 0.975], dtype=a.dtype)).tolist()

@@ -36,6 +36,7 @@ GROUPS = [
         "intake",
         "frame",
         "showcase",
+        "realshow",
     }
     | {"__main__"},
 ]
