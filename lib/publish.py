@@ -19,6 +19,9 @@ BEGIN, END = "<!-- results: written by `python -m lib publish` -->", "<!-- end o
 VERDICTS_BEGIN, VERDICTS_END = "<!-- verdicts: written by `python -m lib publish` -->", "<!-- end of verdicts -->"
 BENCH_BEGIN, BENCH_END = "<!-- bench: written by `python -m lib publish` -->", "<!-- end of bench -->"
 
+OURS_BEGIN, OURS_END = "<!-- ours: written by `python -m lib publish` -->", "<!-- end of ours -->"
+OURS = {"08_v5": "lead", "09_real_fields": "lead_db"}  # notebooks that set V5 against its peers, and what they call the lead
+
 HEADLINES = [  # the claims the README shows, once they have a verdict
     *("dt-is-the-cause", "dt-fixed-repairs", "dt-learned-repairs", "positions-are-the-cause", "six-db-is-the-mean", "v2-baseline"),
     *("all-fixes-v2", "all-fixes-v1", "sigmoid", "clamp", "learned-fourier", "normalisation", "best-combinations", "v4-quality"),
@@ -72,7 +75,7 @@ def publish(profile: str | None, wanted: list[str] | None = None, *, root: Path 
 
 
 def fill(text: str, root: Path = run.ROOT) -> str:
-    """The README with its tables between their marks: results, and verdicts and bench where it has marks for them.
+    """The README with its tables between their marks: results, and verdicts, V5 and bench where it has marks for them.
 
     RunError if the marks of the results are not there, or if a block begins and does not end.
     """
@@ -81,6 +84,8 @@ def fill(text: str, root: Path = run.ROOT) -> str:
     text = _between(text, BEGIN, END, results(root))
     if VERDICTS_BEGIN in text:
         text = _between(text, VERDICTS_BEGIN, VERDICTS_END, headline(root))
+    if OURS_BEGIN in text:
+        text = _between(text, OURS_BEGIN, OURS_END, ours(root))
     if BENCH_BEGIN in text:
         measured = sorted((root / "outputs" / "reference" / "bench").glob("*.json"))
         text = _between(text, BENCH_BEGIN, BENCH_END, "\n\n".join(f"`{path.stem}`\n\n{bench.summary(path)}" for path in measured))
@@ -175,6 +180,26 @@ def results(root: Path) -> str:
         if content:
             lines.append(f"- {notebook[:2]}: {_origin(content['provenance'])}")
     return "\n".join(lines)
+
+
+def ours(root: Path) -> str:
+    """V5 against the best of its peers on every world, in Markdown, with each notebook's answer and where it was run."""
+    lines = ["| world, 51 readings without noise | V5, PSNR (dB) | best peer | V5's lead (dB) | notebook |", "|---|---|---|---|---|"]
+    told = []
+    for notebook, name in OURS.items():
+        content = folders.read_json(root / "outputs" / "reference" / notebook / "metrics.json")
+        if not content:
+            continue
+        found, link = content["metrics"], f"[{notebook[:2]}](notebooks/{notebook}.ipynb)"
+        for world, lead in found[name].items():
+            lines.append(f"| {world} | {_span(found['psnr'][world])} | {found['best_peer'][world]} | {_span(lead)} | {link} |")
+        told += ["", found["answer"], "", f"- {notebook[:2]}: {_origin(content['provenance'])}"]
+    return "\n".join(lines + told)
+
+
+def _span(its: dict) -> str:
+    """A value with its interval."""
+    return f"{its['value']:.1f} [{its['low']:.1f}, {its['high']:.1f}]"
 
 
 def _with_interval(value: float, intervals: dict, key: str) -> str:

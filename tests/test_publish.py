@@ -184,3 +184,18 @@ def test_a_run_reaches_the_published_verdicts(tmp_path):
     found = gathered(root)["clamp"]
     assert found["verdict"] == "refuted" and found["run"]["notebook"] == "01_judge"
     assert (root / "outputs" / "reference" / "01_judge" / "arms.csv").read_text() == "id\na1\n"
+
+
+def test_v5_stands_beside_its_peers_where_the_readme_has_a_place_for_it(tmp_path):
+    root, its = tmp_path, {"value": 44.123, "low": 40.0, "high": 48.0}
+    place = root / "outputs" / "reference" / "08_v5"
+    place.mkdir(parents=True)
+    numbers = {"psnr": {"plane": its}, "lead": {"plane": {"value": 1.04, "low": -0.1, "high": 2.0}}, "best_peer": {"plane": "oi"}}
+    origin = {"profile": "long", "parameters": {"fields": 64}, "device": "cpu", "cpu": "a processor", "threads": 1, "seconds": 90.0}
+    content = {"metrics": {**numbers, "answer": "V5 leads."}, "provenance": {**origin, "date": "2026-11-23T00:00:00+00:00"}}
+    (place / "metrics.json").write_text(json.dumps(content))
+    marks = f"{publish.BEGIN}\n{publish.END}\n{publish.OURS_BEGIN}\nold\n{publish.OURS_END}\n"
+    text = publish.fill(marks, root)
+    assert "| plane | 44.1 [40.0, 48.0] | oi | 1.0 [-0.1, 2.0] | [08](notebooks/08_v5.ipynb) |" in text
+    assert "V5 leads." in text and "a processor" in text and "old" not in text
+    assert publish.fill(text, root) == text
