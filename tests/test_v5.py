@@ -222,3 +222,9 @@ def test_noise_free_v5_is_not_below_optimal_interpolation(world):
     one = batch(world, noise=0.0)
     ours, theirs = decibels(predict(prior(world), one), one), decibels(baselines.get("oi")(one, past(world)), one)
     assert float(ours.mean()) > float(theirs.mean()) - 0.3
+
+
+@pytest.mark.parametrize("world", ["plane", "interference", "separable"])
+def test_fields_of_waves_are_answered_by_waves(world):
+    one = batch(world, noise=0.0)
+    assert float(decibels(predict(prior(world), one), one).median()) > 100
