@@ -89,8 +89,12 @@ def test_doubt_leaves_the_readings_out(monkeypatch):
         return Prediction(torch.zeros_like(far), far.where(far > 1e-6, 1e3))
 
     monkeypatch.setattr(contest, "ours", lambda: distance)
-    near, far = realshow.doubt(realshow.cases(["sst"], 20, 2)[0])
-    assert 0 < near < far < 2
+    case = realshow.cases(["sst"], 20, 2)[0]
+    batch = contest.test_batch(case)
+    gap = torch.cdist(batch.s_qry, batch.s_obs).amin(2)[batch.y_qry.isfinite()[..., 0]]
+    low, high = gap[gap > 1e-6].quantile(torch.tensor([0.25, 0.75])).tolist()
+    near, far = realshow.doubt(case)
+    assert 0 < near <= low < high <= far < 2
 
 
 def test_a_picture_is_in_the_unit_of_its_world_and_keeps_its_mask():
