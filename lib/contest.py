@@ -49,7 +49,7 @@ def cases(names: Sequence[str], readings=(51,), noise=(0.0,), layout=("uniform",
 
 
 def test_batch(case: Case) -> Batch:
-    """The case's held-out fields and their readings, drawn once per seed; a world with fewer held-out fields gives what it has."""
+    """The case's held-out fields and their readings, drawn once per seed; a world with fewer held-out fields repeats them."""
     world = worlds.get(case.world)
     fields = world.fields(case.fields, generator=data.generator(case.seed, "test"), split="test")
     return data.observe(fields, case.readings, case.layout, data.generator(case.seed, "sensors"), case.noise)

@@ -10,8 +10,8 @@ GROUPS = [
     {"worlds", "realworlds", "gaussian", "files", "layouts", "data", "augment", "weights"},
     {"layers", "ssm", "scans", "order", "encoders", "model", "basis", "waves", "posterior"} | {"kernels", "dictionary", "hybrid"},
     {"ode", "flow", "coupling", "penalties"},
-    {"v5", "baselines", "perfield", "optimal", "oracle", "metrics", "diagnosis", "theme", "png", "maps", "marks", "plots", "report", "widgets"}
-    | {"claims", "ledger", "suspects", "lineup", "rules"},
+    {"baselines", "perfield", "optimal", "oracle", "metrics", "diagnosis", "theme", "png", "maps", "marks", "plots", "report", "widgets"}
+    | {"v5", "claims", "ledger", "suspects", "lineup", "rules"},
     {"checkpoint", "progress", "train", "arms", "bench", "cost", "machine", "params", "folders", "kernel", "page", "run", "refs", "check"}
     | {
         "contest",
