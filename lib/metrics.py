@@ -84,7 +84,7 @@ def summary(scores: dict[str, Tensor], generator: torch.Generator | None = None,
     table = {name: _interval(values.double(), generator, resamples) for name, values in scores.items()}
     if "mse" in table:
         worst = {"mean": "mean", "median": "median", "low": "high", "high": "low"}  # the largest error is the smallest PSNR
-        table["psnr_of_mean"] = {name: float(psnr(torch.tensor(table["mse"][of]))) for name, of in worst.items()}
+        table["psnr_of_mean"] = {name: float(psnr(torch.tensor(table["mse"][of], dtype=torch.float64))) for name, of in worst.items()}
     return table
 
 
