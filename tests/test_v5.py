@@ -55,7 +55,7 @@ def scattered(fields=FEW, count=60, seed=3):
     return 2 * torch.rand(fields, count, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 1
 
 
-def same(one, other, tolerance=1e-5):
+def assert_same(one, other, tolerance=1e-5):
     assert_close(one.mean, other.mean, rtol=0, atol=tolerance)
     assert_close(one.std, other.std, rtol=1e-3, atol=tolerance)
 
@@ -82,9 +82,9 @@ def test_an_answer_does_not_depend_on_the_chunk(monkeypatch):
 def test_an_answer_does_not_depend_on_the_other_fields(monkeypatch):
     whole = predict(prior(), batch(noise=0.0))  # some fields are explained by waves alone, others not
     single = [predict(prior(), batch(noise=0.0)[i : i + 1]) for i in range(FEW)]
-    same(whole, data.Prediction(*(torch.cat([getattr(one, name) for one in single]) for name in ("mean", "std"))))
+    assert_same(whole, data.Prediction(*(torch.cat([getattr(one, name) for one in single]) for name in ("mean", "std"))))
     monkeypatch.setattr(v5, "AT_ONCE", 4)
-    same(whole, predict(prior(), batch(noise=0.0)))
+    assert_same(whole, predict(prior(), batch(noise=0.0)))
 
 
 def test_samples_scatter_about_the_mean_by_the_deviation():
@@ -103,7 +103,7 @@ def test_the_mean_alone_is_the_mean():
 def test_the_order_of_the_readings_does_not_matter(noise):
     one, order = batch(noise=noise), torch.randperm(51, generator=torch.Generator().manual_seed(2))
     other = Batch(one.s_obs[:, order], one.y_obs[:, order], one.m_obs[:, order], one.s_qry, one.y_qry)
-    same(predict(prior(), one), predict(prior(), other))
+    assert_same(predict(prior(), one), predict(prior(), other))
 
 
 def test_missing_readings_are_as_none():
@@ -115,7 +115,7 @@ def test_missing_readings_are_as_none():
         one.s_qry,
         one.y_qry,
     )
-    same(predict(prior(), more), predict(prior(), one))
+    assert_same(predict(prior(), more), predict(prior(), one))
 
 
 def test_a_level_added_to_past_fields_and_readings_is_added_to_the_answer():

@@ -106,8 +106,8 @@ def test_the_noise_is_estimated_within_a_factor_of_two(deviation):
 NOISY = field(sites(51, 3), TWO) + 0.05 * normal(3, 51)
 
 
-def compared(first, second, tolerance=1e-6):
-    """Whether two searches give the same answer between the readings."""
+def assert_same_answer(first, second, tolerance=1e-6):
+    """Two searches give the same answer between the readings, and the same noise."""
     at = sites(100, seed=9)
     (its, s, z, known), (other, s2, z2, known2) = first, second
     one, two = answer(its, s, z, at.expand(len(z), -1, -1), known), answer(other, s2, z2, at.expand(len(z2), -1, -1), known2)
@@ -117,7 +117,7 @@ def compared(first, second, tolerance=1e-6):
 
 def test_the_order_of_the_readings_does_not_matter():
     s, order = sites(51, 3), torch.randperm(51, generator=seeded(5))
-    compared((found(s, NOISY), s, NOISY, None), (found(s[:, order], NOISY[:, order]), s[:, order], NOISY[:, order], None))
+    assert_same_answer((found(s, NOISY), s, NOISY, None), (found(s[:, order], NOISY[:, order]), s[:, order], NOISY[:, order], None))
 
 
 def test_missing_readings_do_not_matter():
@@ -125,7 +125,7 @@ def test_missing_readings_do_not_matter():
     known = torch.cat([torch.ones(3, 51, dtype=torch.bool), torch.zeros(3, 9, dtype=torch.bool)], 1)
     order = torch.randperm(60, generator=seeded(6))
     more, z = torch.cat([s, sites(9, 3, 7)], 1)[:, order], torch.cat([NOISY, normal(3, 9) * 1e3], 1)[:, order]
-    compared((found(s, NOISY), s, NOISY, None), (found(more, z, known[:, order]), more, z, known[:, order]))
+    assert_same_answer((found(s, NOISY), s, NOISY, None), (found(more, z, known[:, order]), more, z, known[:, order]))
 
 
 def test_a_field_does_not_feel_the_others_of_its_batch():
