@@ -194,9 +194,13 @@ def test_a_stopped_study_stops_its_workers(tmp_path, monkeypatch, number, raised
         os.kill(os.getpid(), number)
 
     monkeypatch.setattr(workers, "GRACE", 120)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started deaf to it
     threading.Thread(target=stop).start()
-    with pytest.raises(raised):
-        study.run(tiny([0, 1], steps=100000), tmp_path, jobs=2, show=False)
+    try:
+        with pytest.raises(raised):
+            study.run(tiny([0, 1], steps=100000), tmp_path, jobs=2, show=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - sent[0] < 60  # asked to end, not killed after the time of grace
     assert alive(tmp_path) == []
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
