@@ -26,6 +26,7 @@ Reading order, each group importing only from itself and the groups before it
             peers                                               ConvCNP, trained on the same batches
             study (workers), attribution                        many arms in one table; which switch is worth what
             contest, showcase, realshow                         methods side by side; what V5 is shown by; on real fields
+            techniques, design                                  the ten techniques; what a sweep runs, by rule
             evidence, family, answers, inquiry                  from tables to verdicts and sentences; versions side by side
             run (params, folders, kernel, page, machine, jobs)  notebooks in batch, with parameter files
             reconstruct (intake, frame, delivery)               a field from the user's own readings

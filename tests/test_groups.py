@@ -37,6 +37,8 @@ GROUPS = [
         "frame",
         "showcase",
         "realshow",
+        "design",
+        "techniques",
     }
     | {"__main__"},
 ]
