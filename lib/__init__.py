@@ -10,9 +10,9 @@ Letters, one meaning each
 Reading order, each group importing only from itself and the groups before it
     world   worlds (realworlds, files, gaussian), data (layouts, augment) fields, readings, batches
             weights                                             learned numbers in files that run no code
-    encode  layers, ssm (scans), order, encoders, model         readings to memory, memory to velocity
+    encode  layers, ssm (scans), order, paths, encoders, model  readings to memory, memory to velocity
             posterior (basis, waves)                            columns and readings to mean, deviation, samples and evidence
-            hybrid (kernels, dictionary)                        readings to a mixture of Gaussian processes
+            hybrid (kernels, settings, dictionary)              readings to a mixture of Gaussian processes
     flow    flow, ode                                           loss, samples, solvers
             coupling, penalties                                 which noise belongs to which data, smoothness and spectra
     judge   baselines (perfield, optimal, oracle), metrics      what needs no network, and the scores of all
@@ -26,6 +26,8 @@ Reading order, each group importing only from itself and the groups before it
             peers                                               ConvCNP, trained on the same batches
             study (workers), attribution                        many arms in one table; which switch is worth what
             contest, showcase, realshow                         methods side by side; what V5 is shown by; on real fields
+            playground (view, stories, trained, exactflow)      one field, read by hand, answered at once; its stories
+            canvas, aside, export, serve                        maps in the page, slow answers, files, the page of its own
             techniques, design                                  the ten techniques; what a sweep runs, by rule
             evidence, family, answers, inquiry                  from tables to verdicts and sentences; versions side by side
             run (params, folders, kernel, page, machine, jobs)  notebooks in batch, with parameter files

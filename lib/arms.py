@@ -174,7 +174,7 @@ def judge(network, arm: Arm, device="cpu") -> dict:
     cost = ode.evaluations(arm.judge.solver, arm.judge.solver_steps)
     return row | {
         "parameters": model.parameters(network),
-        "evaluations": cost,
+        "evaluations": None if cost is None else cost * (1 + arm.model.self_condition),  # of the network, which is then asked twice
         "ms_per_field": 1e3 * seconds / len(batch.s_qry) / arm.judge.samples,
     }
 

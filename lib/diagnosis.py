@@ -58,6 +58,8 @@ def from_true_state(network, batch: Batch, times: list[float], seed: int = 0) ->
     the path the state gives the answer away, so only what lies above `blind` is the network's merit. loss, loss_blind: the flow's loss
     at that time, |estimate - y_1|^2 / (1 - t)^2 in the network's units. Times lie in [0, 1).
     """
+    if network.config.path != "linear":
+        raise ValueError(f"this looks at the straight path; the network was trained on path {network.config.path!r}")
     network.eval()
     y_1 = torch.nan_to_num(network.normalise(batch.y_qry))
     y_0 = torch.randn(y_1.shape, generator=data.generator(seed, "noise")).to(y_1)

@@ -11,7 +11,8 @@ ReadingLayer      queries attend to the readings alone
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
@@ -22,10 +23,30 @@ from torch.nn.functional import gelu, silu, softplus
 from lib import ssm
 from lib.layers import Attention, Dropout
 
+if TYPE_CHECKING:
+    from lib.model import ModelConfig
+
 STEPS = ("length", "fixed", "learned", "discretised", "selective", "ssd")
 GATES = {"silu": silu, "sigmoid": torch.sigmoid}
 CLAMPS = ("none", "hard", "soft")
 STATE_LIMIT = 10.0
+Tune = Float[Tensor, "B 4 D"] | None  # scale and shift of a layer's two norms
+
+
+def blocks(c: ModelConfig) -> Iterator[nn.Module]:
+    """The encoder's blocks; with direction "both" each holds a forward and a backward one, and `layers` counts them."""
+    if c.encoder != "ssm":
+        yield from (TransformerLayer(c.width, c.heads, c.inner, c.ffn, c.norm, c.dropout) for _ in range(c.layers))
+    elif c.direction != "both":
+        yield from (_scan_block(c, c.norm, c.mlp) for _ in range(c.layers))
+    else:
+        for _ in range(c.layers // 2):
+            ahead, back = (_scan_block(c, "none", 0, reverse) for reverse in (False, True))
+            yield BothWays(c.width, ahead, back, c.norm, c.mlp, c.dropout)
+
+
+def _scan_block(c: ModelConfig, norm: str, mlp: int, reverse: bool = False) -> SSMBlock:
+    return SSMBlock(c.width, c.inner, c.state, c.step, c.heads, c.gate, norm, mlp, c.state_clamp, c.dropout, reverse)
 
 
 class SSMBlock(nn.Module):
@@ -148,13 +169,14 @@ class TransformerLayer(nn.Module):
         self.up, self.down = nn.Linear(width, ffn), nn.Linear(ffn, width)
         self.dropout = Dropout(dropout)
 
-    def forward(self, tokens: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
+    def forward(self, tokens: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"] | None = None, tune: Tune = None) -> Float[Tensor, "B L D"]:
+        norm_1, norm_2 = tuned(self.norm_1, tune, 0), tuned(self.norm_2, tune, 1)
         if self.post:
-            tokens = self.norm_1(tokens + self.dropout(self.attention(tokens, tokens, mask)))
-            return self.norm_2(tokens + self.dropout(self.feed(tokens)))
-        normed = self.norm_1(tokens)
+            tokens = norm_1(tokens + self.dropout(self.attention(tokens, tokens, mask)))
+            return norm_2(tokens + self.dropout(self.feed(tokens)))
+        normed = norm_1(tokens)
         tokens = tokens + self.dropout(self.attention(normed, normed, mask))
-        return tokens + self.dropout(self.feed(self.norm_2(tokens)))
+        return tokens + self.dropout(self.feed(norm_2(tokens)))
 
     def feed(self, tokens: Tensor) -> Tensor:
         return self.down(self.dropout(gelu(self.up(tokens))))
@@ -187,9 +209,10 @@ class ReadingLayer(nn.Module):
         self.feed = FeedForward(width, ffn, norm, dropout)
 
     def forward(
-        self, queries: Float[Tensor, "B M D"], readings: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"] | None = None
+        self, queries: Float[Tensor, "B M D"], readings: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"] | None = None, tune: Tune = None
     ) -> Float[Tensor, "B M D"]:
-        return self.feed(residual(queries, lambda q: self.dropout(self.cross(q, readings, mask)), self.norm, self.post))
+        queries = residual(queries, lambda q: self.dropout(self.cross(q, readings, mask)), tuned(self.norm, tune, 0), self.post)
+        return self.feed(queries, tune)
 
 
 class FeedForward(nn.Module):
@@ -200,10 +223,21 @@ class FeedForward(nn.Module):
         self.post, self.norm = norm == "post", nn.LayerNorm(width)
         self.layers = nn.Sequential(nn.Linear(width, inner), nn.GELU(), Dropout(dropout), nn.Linear(inner, width), Dropout(dropout))
 
-    def forward(self, tokens: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
-        return residual(tokens, self.layers, self.norm, self.post)
+    def forward(self, tokens: Float[Tensor, "B L D"], tune: Tune = None) -> Float[Tensor, "B L D"]:
+        return residual(tokens, self.layers, tuned(self.norm, tune, 1), self.post)
 
 
-def residual(tokens: Tensor, update: Callable, norm: nn.Module, post: bool) -> Float[Tensor, "B L D"]:
+def residual(tokens: Tensor, update: Callable, norm: Callable, post: bool) -> Float[Tensor, "B L D"]:
     """x + f(norm(x)), or norm(x + f(x)) where the norm comes after the sum."""
     return norm(tokens + update(tokens)) if post else tokens + update(norm(tokens))
+
+
+def tuned(norm: nn.Module, tune: Tune, place: int) -> Callable[[Tensor], Tensor]:
+    """norm(x), or (1 + scale) norm(x) + shift with the scale and shift that `tune` (B, 4, D) holds for a layer's first or second norm.
+
+    Peebles and Xie, Scalable Diffusion Models with Transformers (2023), section 3.2, adaptive layer norm without its gates.
+    """
+    if tune is None:
+        return norm
+    scale, shift = tune[:, 2 * place, None], tune[:, 2 * place + 1, None]  # B 1 D
+    return lambda tokens: (1 + scale) * norm(tokens) + shift

@@ -1,28 +1,42 @@
 """Conditional flow matching on scattered sites: path, loss, samples.
 
     y_t = (1 - t) y_0 + t y_1      u = y_1 - y_0      loss = E |v(y_t, t) - u|^2      y_0 ~ N(0, 1), t ~ U(0, 1)
-Lipman et al., Flow Matching for Generative Modeling (2023), with the straight path of Liu et al., Flow Straight and Fast (2022), eq. 1.
+Lipman et al., Flow Matching for Generative Modeling (2023), with the straight path of Liu et al., Flow Straight and Fast (2022), eq. 1;
+paths.py holds that path and another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lib import ode
+from lib import ode, paths
 from lib.data import Batch, Prediction
+from lib.model import said
 
 Couple = Callable[[Batch, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def path(y_0: Tensor, y_1: Tensor, t: Float[Tensor, "B"]) -> tuple[Tensor, Tensor]:
-    """A point y_t between noise and data, and the velocity u that leads through it; y are (B, M, C)."""
-    t = t[:, None, None]
-    return (1 - t) * y_0 + t * y_1, y_1 - y_0
+path = partial(paths.point, "linear")  # (y_0, y_1, t) -> y_t, u
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a network says at random points of its paths, in its own units: `said` a velocity or the data, `known` weighs the queries."""
+
+    batch: Batch
+    y_0: Float[Tensor, "B M C"]
+    y_1: Float[Tensor, "B M C"]
+    known: Float[Tensor, "B M C"]
+    t: Float[Tensor, "B"]
+    y_t: Float[Tensor, "B M C"]
+    u: Float[Tensor, "B M C"]
+    said: Float[Tensor, "B M C"]
 
 
 def loss(model, batch: Batch, generator: torch.Generator, couple: Couple | None = None) -> Float[Tensor, ""]:
@@ -30,26 +44,44 @@ def loss(model, batch: Batch, generator: torch.Generator, couple: Couple | None 
 
     couple(batch, y_0, y_1, known) -> (y_0, y_1) says which noise belongs to which data; None leaves them independent.
     """
+    return error(model, look(model, batch, generator, couple))
+
+
+def look(model, batch: Batch, generator: torch.Generator, couple: Couple | None = None) -> Look:
+    """Ask the network at random times of paths that start at random noise."""
     batch, y_0, y_1, known, t = _pairs(model, batch, generator)
     if couple is not None:
         y_0, y_1 = couple(batch, y_0, y_1, known)
-    return loss_at(model, batch, y_0, y_1, known, t)
+    return look_at(model, batch, y_0, y_1, known, t)
+
+
+def look_at(model, batch: Batch, y_0: Tensor, y_1: Tensor, known: Tensor, t: Tensor) -> Look:
+    """Ask the network at given times of given paths."""
+    y_t, u = paths.point(model.config.path, y_0, y_1, t)
+    return Look(batch, y_0, y_1, known, t, y_t, u, said(model, y_t, t, batch.s_qry, model.encode(batch)))
+
+
+def error(model, seen: Look) -> Float[Tensor, ""]:
+    """The loss at these points."""
+    target = seen.y_1 if model.config.prediction == "data" else seen.u
+    return (seen.known * (seen.said - target).square()).sum() / seen.known.sum().clamp(min=1)
 
 
 def loss_at(model, batch: Batch, y_0: Tensor, y_1: Tensor, known: Tensor, t: Tensor) -> Float[Tensor, ""]:
     """The loss for given noise and times; `known` (B, M, C) weighs the queries."""
-    y_t, u = path(y_0, y_1, t)
-    out = model.network(y_t, t, batch.s_qry, model.encode(batch))
-    target = y_1 if model.config.prediction == "data" else u
-    return (known * (out - target).square()).sum() / known.sum().clamp(min=1)
+    return error(model, look_at(model, batch, y_0, y_1, known, t))
 
 
 def estimate(model, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """One step from a random point of the path to the data, y_t + (1 - t) v, beside the data and which of it is known; network's units."""
-    batch, y_0, y_1, known, t = _pairs(model, batch, generator)
-    y_t, _ = path(y_0, y_1, t)
-    out = model.network(y_t, t, batch.s_qry, model.encode(batch)).to(y_1.dtype)
-    return out if model.config.prediction == "data" else y_t + (1 - t)[:, None, None] * out, y_1, known
+    seen = look(model, batch, generator)
+    return estimated(model, seen), seen.y_1, seen.known
+
+
+def estimated(model, seen: Look) -> Float[Tensor, "B M C"]:
+    """The data that these answers point to."""
+    out = seen.said.to(seen.y_1.dtype)
+    return out if model.config.prediction == "data" else paths.data(model.config.path, out, seen.y_t, seen.t)
 
 
 def _pairs(model, batch: Batch, generator: torch.Generator) -> tuple[Batch, Tensor, Tensor, Tensor, Tensor]:

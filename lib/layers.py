@@ -3,6 +3,7 @@
 Fourier features: Tancik et al., Fourier Features Let Networks Learn High Frequency Functions (2020), eq. 5.
 Sinusoidal embedding and multi-head attention: Vaswani et al., Attention Is All You Need (2017), sections 3.5 and 3.2.
 Dropout: Srivastava et al., Dropout: A Simple Way to Prevent Neural Networks from Overfitting (2014), section 10.
+Stochastic depth: Huang et al., Deep Networks with Stochastic Depth (2016), section 3.
 """
 
 from __future__ import annotations
@@ -119,6 +120,16 @@ class Dropout(nn.Module):
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
+
+
+def skipped(tokens: Float[Tensor, "B L D"], after: Float[Tensor, "B L D"], rate: float) -> Float[Tensor, "B L D"]:
+    """A layer's tokens after it, or in a share `rate` of the fields those before it, so that the mean is that of the layer.
+
+    x + m / (1 - rate) (layer(x) - x), m 0 or 1 per field: Huang et al., Deep Networks with Stochastic Depth (2016), eq. 2 and 5, with the
+    survival probability divided out while training. Draws from the global generator, as Dropout does.
+    """
+    kept = torch.rand(len(tokens), 1, 1, device=tokens.device) >= rate
+    return tokens + kept / (1 - rate) * (after - tokens)
 
 
 def decoder(kind: str, width: int, channels: int, inner: int | None = None) -> nn.Module:

@@ -10,20 +10,20 @@ number of queries in any chunks gives the same answer, and an evaluation costs n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.functional import silu
 
-from lib import order
+from lib import order, paths
 from lib.data import Batch, Scaling
-from lib.encoders import CLAMPS, GATES, STEPS, BothWays, PerceiverLayer, ReadingLayer, SSMBlock, TransformerLayer
-from lib.layers import Attention, CoordinateFeatures, TimeEmbedding, decoder, sequence_position
-
-DATA_FLOOR = 0.02  # smallest 1 - t in (y_1 - y_t) / (1 - t): one step of 50, so that a stage at t = 1 stays finite
+from lib.encoders import CLAMPS, GATES, STEPS, PerceiverLayer, ReadingLayer, blocks
+from lib.layers import Attention, CoordinateFeatures, TimeEmbedding, decoder, sequence_position, skipped
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,10 @@ class ModelConfig:
     head_width: int = 0  # inside cross-attention, time MLP and decoder; 0: the model's width
     reads: int = 2  # layers in which queries read the memory, with encoder "memory"
     timed: str = "all"  # which tokens of the sequence carry the time
+    path: str = "linear"  # from noise to data
+    conditioning: str = "add"  # how the time enters: added to the tokens, or (adaln) as scale and shift of the norms
+    self_condition: bool = False  # the network is asked twice and sees its first estimate of the data, see `said`
+    depth_drop: float = 0.0  # share of the fields that skip the last layer in training; earlier ones fewer, rising linearly
 
 
 CHOICES = {
@@ -80,6 +84,8 @@ CHOICES = {
     "order": ("given", *order.ORDERS),
     "gate": tuple(GATES),
     "timed": ("all", "queries"),
+    "path": paths.PATHS,
+    "conditioning": ("add", "adaln"),
 }
 
 # Parts that the large systems share; their head, as in v1-mamba, is cross-attention without residual.
@@ -140,6 +146,10 @@ def configure(version: str | ModelConfig, **switches) -> ModelConfig:
         _known(name, getattr(config, name), allowed)
     if config.direction == "both" and config.encoder == "ssm" and config.layers % 2:
         raise ValueError(f'direction="both" pairs a forward with a backward block, so layers must be even; got {config.layers}')
+    if config.conditioning == "adaln" and (config.encoder == "ssm" or config.timed != "all"):
+        raise ValueError('conditioning="adaln" needs the encoder transformer or memory and timed="all"')
+    if not 0 <= config.depth_drop < 1:
+        raise ValueError(f"depth_drop is {config.depth_drop}; give a share from 0 to less than 1")
     return config
 
 
@@ -170,7 +180,7 @@ class Model(nn.Module):
         self.features = CoordinateFeatures(c.features, c.frequencies, c.scale, c.two_pi, c.nyquist, generator)
         self.enter = nn.Linear(2 * self.features.count + channels, c.width)
         self.time = TimeEmbedding(c.time, c.width, c.head_width)
-        self.blocks = nn.ModuleList(_blocks(c))
+        self.blocks = nn.ModuleList(blocks(c))
         self.perceiver = nn.ModuleList(PerceiverLayer(c.width, c.heads, c.ffn, c.norm, c.dropout) for _ in range(c.perceiver))
         alone = c.encoder == "memory" or c.head == "token"
         self.cross = nn.Identity() if alone else Attention(c.width, c.heads, c.head_width)
@@ -179,6 +189,12 @@ class Model(nn.Module):
             self.ask, self.remember, self.settle = nn.Linear(self.enter.in_features, c.width), nn.LayerNorm(c.width), nn.LayerNorm(c.width)
             self.reads.extend(ReadingLayer(c.width, c.heads, c.ffn, c.norm, c.dropout) for _ in range(c.reads))
         self.decode = decoder(c.decoder, c.width, channels, c.head_width)
+        # after all others, so that a seed gives those the same weights with and without these
+        timed = len(self.reads) if c.encoder == "memory" else len(self.blocks)
+        self.tune = nn.Linear(c.width, timed * 4 * c.width) if c.conditioning == "adaln" else None
+        self.recall = nn.Linear(channels, c.width, bias=False) if c.self_condition else None
+        if self.tune is not None:  # starts as a network that does not know the time
+            nn.init.zeros_(self.tune.weight), nn.init.zeros_(self.tune.bias)
         for name, value in {"mean": 0.0, "std": 1.0, "low": 0.0, "high": 1.0}.items():
             self.register_buffer(f"y_{name}", torch.full((channels,), value))
 
@@ -217,26 +233,39 @@ class Model(nn.Module):
         if self.config.encoder != "memory":
             return memory
         tokens = memory.tokens
-        for block in self.blocks:
-            tokens = block(tokens, memory.mask)
+        for place, block in enumerate(self.blocks):
+            tokens = self._past(place, tokens, block(tokens, memory.mask))
         return replace(memory, tokens=self.remember(tokens))
 
-    def network(self, y_t: Float[Tensor, "B M C"], t: Float[Tensor, "B"], s_qry: Float[Tensor, "B M 2"], memory: Memory) -> Tensor:
-        """What the network says: a velocity or the data, as `prediction` has it, in its own units; (B, M, C)."""
+    def network(
+        self,
+        y_t: Float[Tensor, "B M C"],
+        t: Float[Tensor, "B"],
+        s_qry: Float[Tensor, "B M 2"],
+        memory: Memory,
+        estimate: Tensor | None = None,
+    ) -> Tensor:
+        """What the network says: a velocity or the data, as `prediction` has it, in its own units; (B, M, C).
+
+        estimate (B, M, C): its earlier estimate of the data, with self_condition; in training half of the fields do not see it.
+        """
+        time, tunes = self._timed(t)
         if self.config.encoder == "memory":
-            queries = self.ask(torch.cat([self.features(s_qry), y_t], -1)) + self.time(t)[:, None]
-            for layer in self.reads:
-                queries = layer(queries, memory.tokens, memory.mask)
+            queries = self._recalled(self.ask(torch.cat([self.features(s_qry), y_t], -1)), estimate) + time
+            for place, layer in enumerate(self.reads):
+                after = layer(queries, memory.tokens, memory.mask, tunes[place])
+                queries = self._past(len(self.blocks) + place, queries, after)
             return self._bounded(self.decode(self.settle(queries)))
         way = order.ORDERS[self.config.order](s_qry) if self.config.order != "given" else None
         if way is not None:
             y_t, s_qry = order.take(y_t, way), order.take(s_qry, way)
+            estimate = None if estimate is None else order.take(estimate, way)
         count = memory.tokens.shape[1]
-        tokens, time = [memory.tokens, self._tokens(s_qry, y_t)], self.time(t)[:, None]
+        tokens = [memory.tokens, self._recalled(self._tokens(s_qry, y_t), estimate)]
         tokens = torch.cat(tokens, 1) + time if self.config.timed == "all" else torch.cat([tokens[0], tokens[1] + time], 1)
         if self.config.position == "sequence":
             tokens = tokens + sequence_position(tokens.shape[1], self.config.width, tokens.device, tokens.dtype)
-        tokens = self._encoder(tokens, memory, s_qry)
+        tokens = self._encoder(tokens, memory, s_qry, tunes)
         readings, queries = tokens[:, :count], tokens[:, count:]
         for layer in self.perceiver:
             queries = layer(queries, readings, memory.mask)
@@ -249,46 +278,62 @@ class Model(nn.Module):
     def _bounded(self, out: Tensor) -> Tensor:
         return torch.sigmoid(out) if self.config.output == "sigmoid" else out
 
-    def _encoder(self, tokens: Float[Tensor, "B L D"], memory: Memory, s_qry: Tensor) -> Float[Tensor, "B L D"]:
+    def _timed(self, t: Float[Tensor, "B"]) -> tuple[Tensor | float, Sequence[Tensor | None]]:
+        """What the time adds to the tokens, and the scales and shifts (B, 4, D) of each layer that it tunes instead."""
+        if self.tune is None:
+            return self.time(t)[:, None], [None] * max(len(self.blocks), len(self.reads))
+        tunes = rearrange(self.tune(silu(self.time(t))), "B (layers four D) -> layers B four D", four=4, D=self.config.width)
+        return 0.0, tunes.unbind()
+
+    def _recalled(self, queries: Float[Tensor, "B M D"], estimate: Tensor | None) -> Float[Tensor, "B M D"]:
+        """The queries' tokens with what they see of an estimate of the data."""
+        if estimate is None:
+            return queries
+        if self.training:
+            estimate = estimate * (torch.rand(len(estimate), 1, 1, device=estimate.device) < 0.5)
+        return queries + self.recall(estimate)
+
+    def _past(self, place: int, before: Tensor, after: Tensor) -> Tensor:
+        """The tokens past layer 0, 1, ... of the encoder and its readers, some of which a training leaves out."""
+        rate = self.config.depth_drop * (place + 1) / (len(self.blocks) + len(self.reads))
+        return skipped(before, after, rate) if self.training and rate else after
+
+    def _encoder(self, tokens: Float[Tensor, "B L D"], memory: Memory, s_qry: Tensor, tunes: Sequence) -> Float[Tensor, "B L D"]:
         """The blocks one after another; with direction "axes" every other one reads readings and queries by columns, the rest by rows."""
         mask = memory.mask
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(s_qry.shape[:2])], 1)
         if self.config.direction != "axes" or self.config.encoder != "ssm":
-            for block in self.blocks:
-                tokens = block(tokens, mask)
+            for place, block in enumerate(self.blocks):
+                tokens = self._past(place, tokens, block(tokens, mask) if self.tune is None else block(tokens, mask, tunes[place]))
             return tokens
         ways = [_axis(by, memory, s_qry) for by in (order.row_major, order.column_major)]
         for index, block in enumerate(self.blocks):
             way = ways[index % 2]
-            tokens = order.restore(block(order.take(tokens, way), mask), way)
+            tokens = self._past(index, tokens, order.restore(block(order.take(tokens, way), mask), way))
         return tokens
 
     def velocity(self, y_t: Float[Tensor, "B M C"], t: Float[Tensor, "B"], s_qry: Float[Tensor, "B M 2"], memory: Memory) -> Tensor:
-        """dy/dt at (y_t, t) in the network's units, (B, M, C); from predicted data it is (y_1 - y_t) / (1 - t)."""
-        out = self.network(y_t, t, s_qry, memory)
-        if self.config.prediction == "velocity":
-            return out
-        return (out - y_t) / (1 - t).clamp(min=DATA_FLOOR)[:, None, None]
+        """dy/dt at (y_t, t) in the network's units, (B, M, C); from predicted data it is that of the path, see paths.velocity."""
+        out = said(self, y_t, t, s_qry, memory)
+        return out if self.config.prediction == "velocity" else paths.velocity(self.config.path, out, y_t, t)
 
     def _tokens(self, s: Tensor, y: Tensor) -> Tensor:
         return self.enter(torch.cat([self.features(s), y], -1))
 
 
-def _blocks(c: ModelConfig) -> Iterator[nn.Module]:
-    """The encoder's blocks; with direction "both" each holds a forward and a backward one, and `layers` counts them."""
-    if c.encoder != "ssm":
-        yield from (TransformerLayer(c.width, c.heads, c.inner, c.ffn, c.norm, c.dropout) for _ in range(c.layers))
-    elif c.direction != "both":
-        yield from (_scan_block(c, c.norm, c.mlp) for _ in range(c.layers))
-    else:
-        for _ in range(c.layers // 2):
-            ahead, back = (_scan_block(c, "none", 0, reverse) for reverse in (False, True))
-            yield BothWays(c.width, ahead, back, c.norm, c.mlp, c.dropout)
+def said(model, y_t: Float[Tensor, "B M C"], t: Float[Tensor, "B"], s_qry: Float[Tensor, "B M 2"], memory) -> Float[Tensor, "B M C"]:
+    """What a network says; with self_condition after seeing the data it estimates, at the same point, when asked without an estimate.
 
-
-def _scan_block(c: ModelConfig, norm: str, mlp: int, reverse: bool = False) -> SSMBlock:
-    return SSMBlock(c.width, c.inner, c.state, c.step, c.heads, c.gate, norm, mlp, c.state_clamp, c.dropout, reverse)
+    Chen, Zhang and Hinton, Analog Bits (2023), section 3.2. There a sampler hands on the estimate of its last step, for free. Here each
+    evaluation costs two, and the velocity is a function of y_t and t: every solver keeps its order, dopri5 its control of the step.
+    """
+    if not model.config.self_condition:
+        return model.network(y_t, t, s_qry, memory)
+    with torch.no_grad():
+        first = model.network(y_t, t, s_qry, memory)
+        estimate = first if model.config.prediction == "data" else paths.data(model.config.path, first, y_t, t)
+    return model.network(y_t, t, s_qry, memory, estimate.to(y_t.dtype))
 
 
 def _axis(by: Callable, memory: Memory, s_qry: Tensor) -> Tensor:

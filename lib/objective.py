@@ -1,6 +1,6 @@
 """What a step of training minimises: the flow loss of a coupling, plus a penalty on a patch of the field.
 
-    total = flow loss + penalty_weight * penalty
+    total = flow loss + penalty_weight * penalty + consistency * consistency penalty
 
 The flow loss alone is what the history calls the loss, so that arms with and without a penalty can be compared. Every part draws from
 a stream of its own: a penalty leaves noise and times of the flow loss as they were.
@@ -24,17 +24,27 @@ class Objective:
         self.config, self.stream = config, stream
         self.noise = data.generator(config.seed, "flow", device)
         self.patches = data.generator(config.seed, "penalty", device)
+        self.later = data.generator(config.seed, "consistency", device)
         self.teacher: nn.Module | None = None
 
-    def __call__(self, model, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Flow loss and penalty (None without one) of the stream's latest batch."""
-        loss = flow.loss(model, batch, self.noise, self.couple())
-        if self.config.penalty == "none":
-            return loss, None
-        stream = self.stream
-        shape = tuple(stream.fields.shape[-2:])
-        values = (stream.current, stream.sites, shape, self.config.penalty_patch)
-        return loss, penalties.penalty(self.config.penalty, model, batch, *values, self.patches)
+    def __call__(self, model, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Flow loss of the stream's latest batch, and what is added to it by name: "penalty", "consistency", where they are asked for."""
+        seen, parts = flow.look(model, batch, self.noise, self.couple()), {}
+        if self.config.penalty == "spectrum":
+            parts["penalty"] = penalties.spectrum(model, seen)
+        elif self.config.penalty != "none":
+            stream = self.stream
+            shape = tuple(stream.fields.shape[-2:])
+            values = (stream.current, stream.sites, shape, self.config.penalty_patch)
+            parts["penalty"] = penalties.penalty(self.config.penalty, model, batch, *values, self.patches)
+        if self.config.consistency:
+            parts["consistency"] = penalties.consistency(model, seen, self.later)
+        return flow.error(model, seen), parts
+
+    def total(self, loss: Tensor, parts: dict[str, Tensor]) -> Tensor:
+        """What a step minimises."""
+        weight = {"penalty": self.config.penalty_weight, "consistency": self.config.consistency}
+        return sum((weight[name] * part for name, part in parts.items()), loss)
 
     def couple(self) -> flow.Couple | None:
         """The coupling of the present step."""
@@ -60,11 +70,14 @@ class Objective:
 
     def state_dict(self) -> dict:
         """Everything that the next losses depend on besides the arguments and the flow's own noise."""
-        return {"patches": self.patches.get_state(), "teacher": self.teacher.state_dict() if self.teacher is not None else None}
+        teacher = self.teacher.state_dict() if self.teacher is not None else None
+        return {"patches": self.patches.get_state(), "later": self.later.get_state(), "teacher": teacher}
 
     def load_state_dict(self, state: dict, model: nn.Module) -> None:
         """Continue where another objective stood; the frozen model takes the structure of `model`."""
         self.patches.set_state(state["patches"].cpu())
+        if "later" in state:  # checkpoints from before consistency lack it
+            self.later.set_state(state["later"].cpu())
         if state["teacher"] is not None:
             self.freeze(model)
             self.teacher.load_state_dict(state["teacher"])

@@ -1,4 +1,4 @@
-"""Penalties on the one-step estimate of the field: smoothness, and its spectrum.
+"""Penalties on the one-step estimate of the field: smoothness, its spectrum, and that two times tell the same.
 
     estimate  y_t + (1 - t) v, or what the network says if it predicts data
 
@@ -15,10 +15,20 @@ an arm without a penalty. Only the penalty looks at the patch: `gradient`, `lapl
                wavelength has
 
 Differences are per step of the grid, in the network's units; divide by the spacing 2 / (R - 1) for derivatives in s.
+
+Two penalties need no neighbours and no second look: they act on the scattered queries of the flow loss, with its noise and times.
+
+    spectrum     mean over wave vectors k of |F(k) of the estimate - F(k) of the truth|, F(k) = sum_j y_j exp(-i pi k s_j) / sqrt(M), a
+                 Fourier transform at any M sites; k up to WAVES cycles over the domain, one of k and -k. Not squared, after Cho et al.,
+                 Rethinking Coarse-to-Fine Approach in Single Image Deblurring (2021), eq. 5: squares over all k would be the squared
+                 error again. Errors that hold together over the field count more than those that change from site to site
+    consistency  mean square difference of the estimates at times t and t' > t of the same path; the later one, which knows more, is not
+                 moved (after Song et al., Consistency Models, 2023, eq. 7). The known data do not enter
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -28,6 +38,9 @@ from torch import Tensor
 
 from lib import flow
 from lib.data import Batch
+
+WAVES = 8  # largest number of cycles over the domain in the spectrum of scattered queries: 144 wave vectors
+TINY = 1e-12  # under the root, whose slope at 0 is infinite
 
 
 def penalty(kind: str, model, batch: Batch, values: Tensor, sites: Tensor, shape: tuple[int, int], size: int, generator) -> Tensor:
@@ -72,6 +85,35 @@ def frequency(y: Float[Tensor, "B C h w"], truth: Tensor, known: Tensor) -> Tens
 
 
 PENALTIES = {"gradient": gradient, "laplacian": laplacian, "tv": total_variation, "frequency": frequency}
+
+
+def spectrum(model, seen: flow.Look) -> Float[Tensor, ""]:
+    """How far the spectra of estimate and truth are apart, over the scattered queries; unknown ones are 0 in both."""
+    lost = seen.known * (flow.estimated(model, seen) - seen.y_1)
+    real, imaginary = transform(lost, seen.batch.s_qry, seen.known)
+    return (real.square() + imaginary.square() + TINY).sqrt().mean()
+
+
+def transform(y: Float[Tensor, "B M C"], s: Float[Tensor, "B M 2"], known: Float[Tensor, "B M C"]) -> tuple[Tensor, Tensor]:
+    """Real and imaginary part (B, K, C) of sum_j y_j exp(-i pi k s_j) / sqrt(number known) for every wave vector k."""
+    phase = math.pi * s @ waves(WAVES).to(s).mT  # B M K
+    size = known.sum(1, keepdim=True).clamp(min=1).sqrt()
+    return phase.cos().mT @ y / size, -phase.sin().mT @ y / size
+
+
+def waves(most: int) -> Float[Tensor, "K 2"]:
+    """All wave vectors of up to `most` whole cycles along each axis, one of each pair k, -k, without the mean."""
+    cycles = torch.arange(-most, most + 1, dtype=torch.float64)
+    k = torch.cartesian_prod(cycles, cycles)
+    return k[(k[:, 0] > 0) | ((k[:, 0] == 0) & (k[:, 1] > 0))]
+
+
+def consistency(model, seen: flow.Look, generator: torch.Generator) -> Float[Tensor, ""]:
+    """How far the estimate at time t is from that at a later time of the same path, drawn evenly from (t, 1)."""
+    share = torch.rand(seen.t.shape, generator=generator, device=seen.t.device).to(seen.t.dtype)
+    with torch.no_grad():
+        later = flow.estimated(model, flow.look_at(model, seen.batch, seen.y_0, seen.y_1, seen.known, seen.t + share * (1 - seen.t)))
+    return (seen.known * (flow.estimated(model, seen) - later).square()).sum() / seen.known.sum().clamp(min=1)
 
 
 def _range(side: int, axis: int, device) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lib import claims, data, flow
+from lib import claims, data, paths
 from lib.data import Batch
 from lib.encoders import STATE_LIMIT, SSMBlock
 
@@ -263,7 +263,7 @@ def clamping(network, batch: Batch, t: float = 0.5, seed: int = 0, limit: float 
     y_1 = torch.nan_to_num(network.normalise(batch.y_qry))
     y_0 = torch.randn(y_1.shape, generator=data.generator(seed, "noise")).to(y_1)
     time = torch.full((len(y_1),), t).to(y_1)
-    y_t, _ = flow.path(y_0, y_1, time)
+    y_t, _ = paths.point(network.config.path, y_0, y_1, time)
     blocks, inputs = [m for m in network.modules() if isinstance(m, SSMBlock)], []
     hooks = [block.enter.register_forward_hook(lambda _m, _i, out: inputs.append(out)) for block in blocks]
     try:

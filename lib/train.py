@@ -64,6 +64,7 @@ class TrainConfig:
     augment: str = "none"  # one of augment.AUGMENTS
     cycles: int = 4  # of the schedule "restarts"
     plateau: int = 3  # validations without improvement before the schedule "plateau" halves the rate
+    consistency: float = 0.0  # weight of penalties.consistency; 0: none
 
     def __post_init__(self):
         for name, allowed in CHOICES.items():
@@ -72,7 +73,14 @@ class TrainConfig:
                 close = get_close_matches(str(given), allowed, 1)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
                 raise ValueError(f"unknown {name} {given!r}; known: {', '.join(allowed)}{hint}")
-        for name, least in {"penalty_weight": 0, "penalty_patch": 3, "reflow_steps": 1, "cycles": 1, "plateau": 1}.items():
+        for name, least in {
+            "penalty_weight": 0,
+            "consistency": 0,
+            "penalty_patch": 3,
+            "reflow_steps": 1,
+            "cycles": 1,
+            "plateau": 1,
+        }.items():
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least {least}")
 
@@ -80,7 +88,7 @@ class TrainConfig:
 CHOICES = {
     "schedule": SCHEDULES,
     "precision": ("float32", "float64", "bf16"),
-    "penalty": ("none", *penalties.PENALTIES),
+    "penalty": ("none", *penalties.PENALTIES, "spectrum"),
     "coupling": coupling.COUPLINGS,
     "augment": augment.AUGMENTS,
 }
@@ -147,10 +155,11 @@ class Run:
         self.network = torch.compile(model.network) if config.compile else model.network
         self.step, self.finished, self.best, self.stale, self.lowered = 0, False, math.inf, 0, 0
         # losses since the last report, summed on the device in the precision of the weights
-        self.total, self.penalty = (next(model.parameters()).new_zeros(()) for _ in range(2))
+        self.total = next(model.parameters()).new_zeros(())
+        self.parts = {name: self.total.clone() for name in ("penalty", "consistency")}
         self.history: dict = {"step": [], "loss": [], "validation": [], "rate": [], "seconds": 0.0}
-        if config.penalty != "none":
-            self.history["penalty"] = []
+        asked = {"penalty": config.penalty != "none", "consistency": config.consistency}
+        self.history |= {name: [] for name, wanted in asked.items() if wanted}
         self.clock = time.perf_counter()
         # dropout draws from the global generator: one stream per training, so that arms do not depend on what ran before them
         torch.manual_seed(data.generator(config.seed, "dropout").initial_seed())
@@ -164,32 +173,34 @@ class Run:
             group["lr"] = learning_rate(self.step, self.config, self.lowered)
         self.model.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            loss, penalty = self.objective(_Compiled(self.model, self.network), next(self.batches))
+            loss, parts = self.objective(_Compiled(self.model, self.network), next(self.batches))
         self.optimiser.zero_grad(set_to_none=True)
-        (loss if penalty is None else loss + self.config.penalty_weight * penalty).backward()
+        self.objective.total(loss, parts).backward()
         if self.config.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimiser.step()
         if self.average:
             self.average.update_parameters(self.model)
         self.total += loss.detach()
-        if penalty is not None:
-            self.penalty += penalty.detach()
+        for name, part in parts.items():
+            self.parts[name] += part.detach()
         self.step += 1
 
     def report(self) -> float:
         """Mean loss since the last report and loss on held-out fields, into the history; notes the best and when to stop."""
         since = self.step - (self.history["step"][-1] if self.history["step"] else 0)
-        loss, penalty = float(self.total) / since, float(self.penalty) / since
-        self.total.zero_(), self.penalty.zero_()
-        if not math.isfinite(loss + penalty):
+        loss, parts = float(self.total) / since, {name: float(part) / since for name, part in self.parts.items()}
+        self.total.zero_()
+        for part in self.parts.values():
+            part.zero_()
+        if not math.isfinite(loss + sum(parts.values())):
             latest = self.folder / "latest.pt" if self.folder else None
             kept = f"; the last good checkpoint is {latest}" if latest and latest.exists() else ""
             way_out = f"lower the rate ({self.config.rate}) or set clip to 1"
             raise TrainingDiverged(f"the loss is {loss} before step {self.step}: {way_out}{kept}")
         held_out = self.validate()
         now = {"step": self.step, "loss": loss, "validation": held_out, "rate": learning_rate(self.step - 1, self.config, self.lowered)}
-        for name, value in (now | {"penalty": penalty}).items():
+        for name, value in (now | parts).items():
             if name in self.history:
                 self.history[name].append(value)
         self.stale = 0 if held_out < self.best else self.stale + 1
@@ -225,7 +236,7 @@ class Run:
             "dropout_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "history": json.dumps({**self.history, "seconds": self.seconds()}), "total": self.total,
             "best": self.best, "stale": self.stale, "finished": self.finished,
-            "objective": self.objective.state_dict(), "penalty": self.penalty, "lowered": self.lowered,
+            "objective": self.objective.state_dict(), **self.parts, "lowered": self.lowered,
         }  # fmt: skip
         checkpoint.save(state, self.folder / "latest.pt", keep=self.folder / "previous.pt")
         if self.config.keep_every and self.step % self.config.keep_every == 0:
@@ -254,7 +265,8 @@ class Run:
         self.objective.noise.set_state(state["noise"].cpu())
         if "objective" in state:  # checkpoints from before penalties and couplings lack these
             self.objective.load_state_dict(state["objective"], self.model)
-            self.penalty, self.lowered = state["penalty"].to(self.device), state["lowered"]
+            self.parts = {name: state.get(name, part).to(self.device) for name, part in self.parts.items()}
+            self.lowered = state["lowered"]
         torch.set_rng_state(state["dropout"])
         if state["dropout_cuda"] is not None:
             torch.cuda.set_rng_state(state["dropout_cuda"], self.device)

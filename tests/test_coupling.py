@@ -79,7 +79,7 @@ def test_transport_ties_the_noise_to_what_the_readings_already_tell():
 class Toy(nn.Module):
     """A velocity network of one value, which says what it is given to learn; no readings, no sites."""
 
-    config = SimpleNamespace(prediction="velocity", output="free")
+    config = SimpleNamespace(prediction="velocity", output="free", path="linear", self_condition=False)
     channels = 1
 
     def __init__(self):

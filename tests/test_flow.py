@@ -15,7 +15,7 @@ class GaussianModel:
     """Stands in for a trained network: the exact velocity for y_1 ~ N(MEAN, WIDTH^2), whatever the readings say."""
 
     channels, training = 1, False
-    config = SimpleNamespace(prediction="velocity", output="free")
+    config = SimpleNamespace(prediction="velocity", output="free", path="linear", self_condition=False)
 
     def __init__(self, mean=MEAN, width=WIDTH):
         self.mean, self.width, self.seen = mean, width, []

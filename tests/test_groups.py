@@ -8,7 +8,7 @@ import pytest
 LIB = Path(__file__).parents[1] / "lib"
 GROUPS = [
     {"worlds", "realworlds", "gaussian", "files", "layouts", "data", "augment", "weights"},
-    {"layers", "ssm", "scans", "order", "encoders", "model", "basis", "waves", "posterior"} | {"kernels", "dictionary", "hybrid"},
+    {"layers", "ssm", "scans", "order", "paths", "encoders", "model", "basis", "waves", "posterior"} | {"kernels", "settings", "dictionary", "hybrid"},
     {"ode", "flow", "coupling", "penalties"},
     {"baselines", "perfield", "optimal", "oracle", "metrics", "diagnosis", "theme", "png", "maps", "marks", "plots", "report", "widgets"}
     | {"v5", "claims", "ledger", "suspects", "lineup", "rules"},
@@ -37,6 +37,15 @@ GROUPS = [
         "frame",
         "showcase",
         "realshow",
+        "playground",
+        "view",
+        "stories",
+        "trained",
+        "exactflow",
+        "canvas",
+        "aside",
+        "export",
+        "serve",
         "design",
         "techniques",
     }
