@@ -327,10 +327,7 @@ def controls(names: Sequence[str], past: int, seed: int = 0) -> tuple[dict, Call
     lists = {
         "world": widgets.choice("world", names),
         "experts": widgets.choice("experts", ["all", *v5.EXPERTS]),
-        "layout": widgets.choice("layout", data.LAYOUTS),
-        "readings": widgets.slider("readings", widgets.READINGS, 51),
-        "noise": widgets.slider("noise", (0.0, 0.05, 0.1), 0.0),
-        "field": widgets.slider("field", range(20), 0),
+        **widgets.sensors(),
     }
 
     def update(world, experts, layout, readings, noise, field):

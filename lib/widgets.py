@@ -74,6 +74,22 @@ def choice(label: str, options: Iterable, value=None) -> ipywidgets.Dropdown:
     return ipywidgets.Dropdown(options=options, value=first if value is None else value, description=label, **_look())
 
 
+def sensors(readings: int = 51, noise: float = 0.0, field: int = 0, live: bool = False, noises: Sequence[float] = (0.0, 0.05, 0.1)) -> dict:
+    """Controls of how a field is read, by name: layout, readings, noise, and which field."""
+    return {
+        "layout": choice("layout", data.LAYOUTS),
+        "readings": slider("readings", among(READINGS, readings), readings, live),
+        "noise": slider("noise", among(noises, noise), noise, live),
+        "field": slider("field", among(range(20), field), field, live),
+    }
+
+
+def among(options: Iterable, value) -> list:
+    """The options, with a number that is none of them put in its place."""
+    options = list(options)
+    return options if value in options else sorted([*options, value])
+
+
 def world_explorer(names: Sequence[str] | None = None, train: int = 500, world: str = "plane", method: str = "gp") -> ipywidgets.VBox:
     """What a classical method makes of a few readings: truth with readings, answer, error, deviation, for every world and layout."""
     names = list(names or (name for name in worlds.WORLDS if name != "cifar10"))
@@ -81,16 +97,13 @@ def world_explorer(names: Sequence[str] | None = None, train: int = 500, world: 
     controls = {
         "world": choice("world", names, world if world in names else names[0]),
         "method": choice("method", baselines.METHODS, method),
-        "layout": choice("layout", data.LAYOUTS),
-        "readings": slider("readings", READINGS, 51),
-        "noise": slider("noise", (0.0, 0.05, 0.1), 0.0),
-        "seed": slider("field", range(20), 0),
+        **sensors(),
     }
 
-    def update(world, method, layout, readings, noise, seed):
+    def update(world, method, layout, readings, noise, field):
         place = worlds.get(world)
-        fields = place.fields(1, generator=data.generator(seed, "test"), split="test")
-        batch = data.observe(fields, readings, layout, data.generator(seed, "sensors"), noise)
+        fields = place.fields(1, generator=data.generator(field, "test"), split="test")
+        batch = data.observe(fields, readings, layout, data.generator(field, "sensors"), noise)
         past = history(world)
         start = time.perf_counter()
         answer = baselines.METHODS[method](batch, past)

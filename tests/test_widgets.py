@@ -148,11 +148,11 @@ def test_a_widget_sends_no_number_that_json_does_not_know():
 
 def test_cheap_methods_answer_within_a_quarter_of_a_second():
     box = world_explorer()
-    box.controls["seed"].value = 1
+    box.controls["field"].value = 1
     times = []
     for seed in range(2, 8):
         start = time.process_time()  # of one thread, so that other work on the machine does not count
-        box.controls["seed"].value = seed
+        box.controls["field"].value = seed
         times.append(time.process_time() - start)
     assert min(times) < 0.25, times
 
