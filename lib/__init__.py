@@ -28,8 +28,6 @@ Reading order, each group importing only from itself and the groups before it
             contest, showcase, realshow                         methods side by side; what V5 is shown by; on real fields
             playground (view, stories, trained, exactflow)      one field, read by hand, answered at once; its stories
             canvas, aside, export, serve                        maps in the page, slow answers, files, the page of its own
-            playground (view, stories, trained, exactflow)      one field, read by hand, answered at once; its stories
-            canvas, aside, export, serve                        maps in the page, slow answers, files, the page of its own
             techniques, design                                  the ten techniques; what a sweep runs, by rule
             evidence, family, answers, inquiry                  from tables to verdicts and sentences; versions side by side
             run (params, folders, kernel, page, machine, jobs)  notebooks in batch, with parameter files

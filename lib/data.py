@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from lib import augment as moves
 from lib.layouts import COUNTS, LAYOUTS, Resolution, grid, shape_of, uniform, valid
@@ -21,6 +22,7 @@ __all__ = [
     "COUNTS",
     "LAYOUTS",
     "Batch",
+    "Kept",
     "Prediction",
     "Resolution",
     "Scaling",
@@ -123,6 +125,19 @@ def check(fields: Tensor) -> Tensor:
         given = f"{tuple(fields.shape)} {fields.dtype}" if isinstance(fields, Tensor) else type(fields).__name__
         raise ValueError(f"fields are {given}; give a floating-point tensor (fields, channels, rows, columns)")
     return fields
+
+
+class Kept(WeakIdKeyDictionary):
+    """What was made of fields, kept while they live and made again after a change in place."""
+
+    def get(self, fields: Tensor, make: Callable[[Tensor], object]):
+        """What make(fields) gave."""
+        now = 0 if fields.is_inference() else fields._version  # grows with every change in place
+        version, made = super().get(fields, (None, None))
+        if made is None or version != now:
+            made = make(fields)
+            self[fields] = (now, made)
+        return made
 
 
 def layout_of(name: str) -> Callable[..., Tensor]:

@@ -8,20 +8,18 @@ never needed are dropped, and most of the weight is spread evenly: fields to com
 
 from __future__ import annotations
 
-import itertools
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lib import data, kernels
-from lib.kernels import SMOOTH, Basis, Pair, Sites, Structure
+from lib import data
+from lib.kernels import Pair
+from lib.settings import NOISES, Prior, centred, family
 
-CLEAN = (1e-10, 1e-6, 1e-3, 1e-2)  # variance of noise or of detail, relative to alpha, in training fields
-NOISES = (*CLEAN, 1e-1, 1.0)  # noise that readings of other fields may also have
-FLAT = 30.0  # stretch of fields that hardly change along an axis
+CLEAN = NOISES[:4]  # in training fields; readings of other fields may also have the others
 FOLDS, PER_FOLD = 4, 32
 FEWEST_FIELDS = 8  # training fields below which nothing is learned but mean and deviation
 READ, FEWEST_READ, SCORED = 80, 20, 24  # readings of a training field (at most, at least), and further sites that score eta
@@ -32,48 +30,6 @@ ETAS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12)
 SHAPES = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # a tried: alpha of fields to come may differ from that of training fields, so tails stay heavy
 LEARNED_ABOUT = 1e-3  # weight of every field in the fit of every structure's a and b
 SHRINK = 20.0  # fields that the mean deviation counts for in the deviation of a site
-WITHOUT_FIELDS = 0.5, 0.125, 1.0, 0.5  # mean, variance (of a sine between 0 and 1), a, eta
-
-
-@dataclass(frozen=True)
-class Prior:
-    """The mixture before any reading: C channels on a grid of P nodes, J structures, V noise levels."""
-
-    mean: Float[Tensor, "C P"]
-    turn: Float[Tensor, "C C"]  # columns: directions of uncorrelated channels
-    scale: Float[Tensor, " C"]  # variance within a field along each direction
-    factor: Float[Tensor, "C P r"]
-    deviation: Float[Tensor, "C P"]
-    grid: Float[Tensor, " 2"]  # rows, columns
-    structures: Float[Tensor, "J 6"]
-    noise: Float[Tensor, " V"]  # variance, relative to alpha
-    weight: Float[Tensor, "J V"]
-    a: Float[Tensor, "J C"]
-    b: Float[Tensor, "J C"]
-    eta: Float[Tensor, ""]
-
-    def state(self) -> dict[str, Tensor]:
-        """All of it as tensors, for `restore`."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    def structure(self, j: int) -> Structure:
-        base, *rest = self.structures[j].tolist()
-        return Structure(int(base), *rest)
-
-    def sites(self, c: int, s: Float[Tensor, "B n 2"]) -> Sites:
-        """What direction c knows at the sites."""
-        shape = tuple(int(n) for n in self.grid)
-        return kernels.sites(Basis(self.factor[c], self.deviation[c]), s.to(self.mean), shape)
-
-    def mean_at(self, s: Float[Tensor, "B n 2"]) -> Float[Tensor, "B n C"]:
-        """The mean of the fields at any sites."""
-        flat = kernels.interpolate(self.mean.T.contiguous(), s.to(self.mean).reshape(-1, 2), tuple(int(n) for n in self.grid))
-        return flat.unflatten(0, s.shape[:2])
-
-
-def restore(state: dict[str, Tensor]) -> Prior:
-    """The prior whose `state` this is."""
-    return Prior(**{f.name: state[f.name] for f in fields(Prior)})
 
 
 # ---- one setting: a multivariate t distribution ----
@@ -102,43 +58,7 @@ def moments(root: Tensor, z: Float[Tensor, "B n"]) -> tuple[Float[Tensor, " B"],
     return 2 * root.diagonal(dim1=1, dim2=2).log().sum(1), whiten(root, z[..., None]).square().sum((1, 2))
 
 
-# ---- what is tried, and what training fields say of it ----
-
-
-def family(learned: bool) -> list[Structure]:
-    """Stationary covariances, isotropic and stretched; with training fields also these plus principal components."""
-    far, near = (0.18, 0.35, 0.7, 1.4, 2.8), (0.18, 0.35, 0.7, 1.4)
-    isotropic = [(0.5, far), (1.5, far), (2.5, near), (SMOOTH, near)]
-    found = [Structure(0, 1.0, nu, length) for nu, lengths in isotropic for length in lengths]
-    turns = [math.pi * i / 4 for i in range(4)]
-    found += [Structure(0, 1.0, nu, x, 2.5, turn) for nu, x, turn in itertools.product((1.5, SMOOTH), (0.25, 0.5, 1.0), turns)]
-    found += [Structure(0, 1.0, SMOOTH, length, FLAT, turn) for length in (0.5, 0.8, 1.3, 2.0) for turn in (0.0, math.pi / 2)]
-    if learned:
-        found += [Structure(base, 0.0, 0.5, 1.0) for base in (1, 2)]
-        mixed = itertools.product((1, 2), (0.03, 0.1, 0.3, 0.6), ((0.5, 0.35), (0.5, 1.4), (1.5, 0.35)))
-        found += [Structure(base, beta, *matern) for base, beta, matern in mixed]
-    return found
-
-
-def default(channels: int) -> Prior:
-    """The prior without training fields: stationary covariances about 0.5, all as likely."""
-    mean, variance, a, eta = WITHOUT_FIELDS
-    table = _table(family(False))
-    ones = torch.ones(len(table), channels, dtype=torch.float64)
-    return Prior(
-        mean=torch.full((channels, 4), mean, dtype=torch.float64),
-        turn=torch.eye(channels, dtype=torch.float64),
-        scale=torch.full((channels,), variance, dtype=torch.float64),
-        factor=torch.zeros(channels, 4, 0, dtype=torch.float64),
-        deviation=torch.ones(channels, 4, dtype=torch.float64),
-        grid=torch.tensor([2.0, 2.0], dtype=torch.float64),
-        structures=table,
-        noise=torch.tensor(NOISES, dtype=torch.float64),
-        weight=torch.full((len(table), len(NOISES)), 1 / (len(table) * len(NOISES)), dtype=torch.float64),
-        a=a * ones,
-        b=a * ones,
-        eta=torch.tensor(eta, dtype=torch.float64),
-    )
+# ---- what training fields say of the settings ----
 
 
 def fit(train_fields: Float[Tensor, "n C H W"], generator: torch.Generator | None = None) -> Prior:
@@ -148,7 +68,7 @@ def fit(train_fields: Float[Tensor, "n C H W"], generator: torch.Generator | Non
     known = data.valid(y)  # (n, P)
     most = int(known.sum(1).min())
     enough = len(y) >= FEWEST_FIELDS and most >= 2 * FEWEST_READ
-    start, y = _centred(y, known, family(enough), CLEAN if enough else NOISES)
+    start, y = centred(y, known, family(enough), CLEAN if enough else NOISES)
     if not enough:
         return start
     cases = [
@@ -167,35 +87,6 @@ def fit(train_fields: Float[Tensor, "n C H W"], generator: torch.Generator | Non
     prior = replace(prior, eta=_power(prior, found, keep))
     noise = torch.tensor(NOISES, dtype=torch.float64)
     return replace(prior, noise=noise, weight=torch.cat([(1 - OTHER_NOISE) * weight, OTHER_NOISE * noisy], 1))
-
-
-def _centred(y: Tensor, known: Tensor, structures: list[Structure], noises: tuple[float, ...]) -> tuple[Prior, Float[Tensor, "n C P"]]:
-    """Mean, directions and scale of the fields, nothing learned yet, and the fields in these units."""
-    shape, y = y.shape[-2:], y.flatten(2).masked_fill(~known[:, None], torch.nan)
-    mean = y.nanmean(0)
-    mean = mean.where(mean.isfinite(), mean.nanmean(1, keepdim=True).nan_to_num(0.5))  # a node masked in every field
-    about = (y - y.nanmean(2, keepdim=True)).nan_to_num(0.0)  # within fields: their own level is no part of alpha
-    covariance = torch.einsum("ncp,ndp->cd", about, about) / known.sum()
-    scale, turn = torch.linalg.eigh(covariance)
-    scale = scale.clamp(min=1e-12 * float(scale.max()) + 1e-30)
-    z = torch.einsum("ncp,cd->ndp", (y - mean).nan_to_num(0.0), turn) / scale.sqrt()[:, None]
-    C, P = mean.shape
-    J, V = len(structures), len(noises)
-    start = Prior(
-        mean=mean,
-        turn=turn,
-        scale=scale,
-        factor=mean.new_zeros(C, P, 0),
-        deviation=mean.new_ones(C, P),
-        grid=torch.tensor([float(size) for size in shape], dtype=torch.float64),
-        structures=_table(structures),
-        noise=torch.tensor(noises, dtype=torch.float64),
-        weight=mean.new_full((J, V), 1 / (J * V)),
-        a=mean.new_ones(J, C),
-        b=mean.new_ones(J, C),
-        eta=torch.tensor(WITHOUT_FIELDS[-1], dtype=torch.float64),
-    )
-    return start, z
 
 
 def _with_basis(start: Prior, z: Float[Tensor, "n C P"]) -> Prior:
@@ -344,7 +235,3 @@ def _power(prior: Prior, found: _Cases, keep: Tensor) -> Float[Tensor, ""]:
         share = (prior.weight.log()[..., None] + eta * evidence).flatten(0, 1).log_softmax(0)
         scores.append(float((share[..., None, None] + log).logsumexp(0).mean()))
     return torch.tensor(ETAS[max(range(len(ETAS)), key=scores.__getitem__)], dtype=torch.float64)
-
-
-def _table(structures: list[Structure]) -> Float[Tensor, "J 6"]:
-    return torch.tensor([[k.base, k.beta, k.nu, k.length, k.aspect, k.theta] for k in structures], dtype=torch.float64)

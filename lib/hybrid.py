@@ -17,21 +17,21 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from lib import data, kernels
 from lib.data import Batch, Prediction
-from lib.dictionary import Prior, default, factorise, fit, log_t, moments, restore, whiten
+from lib.dictionary import factorise, fit, log_t, moments, whiten
 from lib.kernels import Pair, Sites
+from lib.settings import Prior, default, restore, stationary
 
 CHOICE_READINGS = 256  # more readings than this are thinned to choose the settings; the answer uses all of them
 NEGLIGIBLE = 0.01  # settings of less weight than this are left out of a field's mixture
 SITES_AT_ONCE = 2**19  # numbers in one block of covariances between readings and queries
 
 
-__all__ = ["Posterior", "Prior", "default", "fit", "hybrid", "posterior", "restore"]
+__all__ = ["Posterior", "Prior", "default", "fit", "hybrid", "posterior", "restore", "stationary"]
 
-_PRIORS: WeakIdKeyDictionary = WeakIdKeyDictionary()  # training fields -> (their version, Prior): fitted once while they live
+_PRIORS = data.Kept()  # of training fields, fitted once while they live
 
 
 def hybrid(batch: Batch, train_fields: Tensor | None = None) -> Prediction:
@@ -51,12 +51,7 @@ def fitted(train_fields: Tensor, batch: Batch) -> Prior:
         raise ValueError(
             f"training fields have {train_fields.shape[1]} channels, the readings {batch.y_obs.shape[-1]}; give the same world's"
         )
-    now = 0 if train_fields.is_inference() else train_fields._version  # grows with every change in place
-    version, prior = _PRIORS.get(train_fields, (None, None))
-    if prior is None or version != now:
-        prior = fit(train_fields)
-        _PRIORS[train_fields] = (now, prior)
-    return prior
+    return _PRIORS.get(train_fields, fit)
 
 
 @dataclass(frozen=True)

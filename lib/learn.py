@@ -41,7 +41,7 @@ def run(path: Path | str, out: Path | str, variable: str | None = None, seed: in
 def of_worlds(names: Sequence[str], out: Path | str, fields: int = 3000, seed: int = 0) -> list[tuple[str, str]]:
     """Learn from the training fields of one world, or of several of one shape in equal parts, and write the prior.
 
-    Synthetic worlds are learned without the hybrid: waves and components hold them, and the file keeps double precision.
+    Synthetic worlds are learned without the processes: waves and components hold them, and the file keeps double precision.
     """
     out = _place(out)
     some = [worlds.get(name) for name in names]
@@ -52,7 +52,7 @@ def of_worlds(names: Sequence[str], out: Path | str, fields: int = 3000, seed: i
     measured = any(w.kind in ("real", "own") for w in some)
     one = some[0].load() if len(some) == 1 and measured else None
     told = {"data": ", ".join(names), "low": one.low if one else 0.0, "high": one.high if one else 1.0, "unit": some[0].unit if one else ""}
-    experts = v5.EXPERTS if measured else tuple(name for name in v5.EXPERTS if name != "hybrid")
+    experts = v5.EXPERTS if measured else tuple(name for name in v5.EXPERTS if name not in v5.PROCESSES)
     y = torch.cat(parts)
     return _learned(y[torch.randperm(len(y), generator=data.generator(seed, "mixed"))], out, told, None, experts, seed)
 

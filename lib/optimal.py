@@ -16,9 +16,8 @@ import torch
 from scipy.linalg import solve_triangular
 from scipy.optimize import minimize_scalar
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
-from lib import perfield
+from lib import data, perfield
 from lib.data import Batch, Prediction
 
 NEGLIGIBLE = 1e-17  # share of the largest variance below which a direction is rounding of float32 fields
@@ -126,7 +125,7 @@ def _remembering(fit: Fit) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarra
     return at
 
 
-_FITS: WeakIdKeyDictionary = WeakIdKeyDictionary()  # training fields -> (their version, Fit): decomposed once while they live
+_FITS = data.Kept()  # of training fields, decomposed once while they live
 
 
 def fitted(train_fields: Tensor | None, batch: Batch, method: str) -> Fit:
@@ -134,12 +133,7 @@ def fitted(train_fields: Tensor | None, batch: Batch, method: str) -> Fit:
     if train_fields is None:
         raise ValueError(f"'{method}' learns from training fields; give train_fields (n, C, H, W), or use 'gp', which needs none")
     perfield.check_fields(train_fields, batch.y_obs.shape[-1])
-    now = 0 if train_fields.is_inference() else train_fields._version  # grows with every change in place
-    version, fit = _FITS.get(train_fields, (None, None))
-    if fit is None or version != now:
-        fit = decompose(train_fields)
-        _FITS[train_fields] = (now, fit)
-    return fit
+    return _FITS.get(train_fields, decompose)
 
 
 def decompose(train_fields: Tensor) -> Fit:

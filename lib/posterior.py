@@ -199,11 +199,22 @@ def _along(phi: Float[Tensor, "B R r"], z: Float[Tensor, "B R"]) -> tuple[Tensor
     return singular, right.mT, (left.mT @ r[:, :count, count:])[..., 0], r[:, count:, count].square().sum(1)
 
 
+@runtime_checkable
+class Part(Protocol):
+    """What a mixture is made of: a Gaussian, or anything that answers like one."""
+
+    def at(self, s: Float[Tensor, "B M 2"], spread: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Mean and variance (B, R)."""
+
+    def draw(self, count: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+        """Samples (K, B, R) as a function of the sites."""
+
+
 @dataclass(frozen=True)
 class Mixture:
-    """Several Gaussians for the same fields, each with a weight per field."""
+    """Several posteriors of the same fields, each with a weight per field."""
 
-    parts: tuple[Gaussian, ...]
+    parts: tuple[Part, ...]
     weight: Float[Tensor, "B E"]
 
     def at(self, s: Float[Tensor, "B M 2"], spread: bool = True) -> tuple[Tensor, Tensor | None]:
@@ -227,6 +238,6 @@ class Mixture:
         return sampled
 
 
-def mixture(parts: list[Gaussian], evidence: Float[Tensor, "B E"]) -> Mixture:
+def mixture(parts: list[Part], evidence: Float[Tensor, "B E"]) -> Mixture:
     """The parts weighed by log evidence, prices and prior weights already in it."""
     return Mixture(tuple(parts), evidence.softmax(1))

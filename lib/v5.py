@@ -1,9 +1,10 @@
 """V5, the posterior: several Gaussian priors of a field, each conditioned exactly on the readings and weighed by its evidence.
 
-    past     mean and principal components of past fields: optimal interpolation, with noise and scale by evidence
-    waves    plane waves found in the readings themselves (lib/waves.py), around a constant
-    both     plane waves beside the components of what waves leave of the past fields
-    hybrid   localised components plus stationary processes, averaged over settings learned from the past fields (lib/hybrid.py)
+    past        mean and principal components of past fields: optimal interpolation, with noise and scale by evidence
+    waves       plane waves found in the readings themselves (lib/waves.py), around a constant
+    both        plane waves beside the components of what waves leave of the past fields
+    hybrid      localised components plus stationary processes, averaged over settings learned from the past fields (lib/hybrid.py)
+    stationary  stationary processes alone, which know no more of past fields than level and variance: for fields unlike them
 The one that explains the readings best answers; where several do, their answers are mixed and their disagreement is part of the deviation.
 So V5 is optimal interpolation where the world is a low-dimensional linear space, a spectral analysis where it is a sum of waves, and
 neither is told to it; on measured fields it is a kriging whose covariance was learned.
@@ -29,9 +30,10 @@ ROUNDING = 1e-5  # by which a coordinate may leave [-1, 1]
 MOST = 600  # components kept: a table of 1,024 sites then holds 5 MB
 CONSTANT = 0.25  # prior variance of the level around the past fields' mean, in units of their variance
 DISSECTED, READ = 256, 160  # past fields taken apart into waves and the rest, by this many readings each
-EXPERTS = ("past", "waves", "both", "hybrid")
-# Nats in favour of the hybrid, which averages its settings: the others' noise and scale are the best of many, and flatter their evidence.
-# On validation fields of air, sst, terrain and faces 0 loses 0.1 to 0.2 dB to this and undercovers; on noisy composite 10 loses 1 dB.
+PROCESSES = ("hybrid", "stationary")  # a second or so to condition a batch on, and for "hybrid" many seconds to learn
+EXPERTS = ("past", "waves", "both", *PROCESSES)
+# Nats in favour of the processes, which average their settings: the others' noise and scale are the best of many, which flatters them.
+# Chosen on validation fields, between 0, which undercovers on measured ones, and 10, which costs decibels on noisy composite.
 AVERAGED = 4.0
 KIND = "v5 prior"
 
@@ -45,11 +47,16 @@ class Prior:
     past: basis.GridFunctions  # (C, 1 + r): the mean, then components times their standard deviation
     rest: basis.GridFunctions | None
     mixed: hybrid.Prior | None
+    plain: hybrid.Prior | None
     log_weight: Float[Tensor, " E"]
 
     @property
     def channels(self) -> int:
         return len(self.level)
+
+    def process(self, name: str) -> hybrid.Prior | None:
+        """The Gaussian processes of an expert of PROCESSES."""
+        return self.mixed if name == "hybrid" else self.plain
 
 
 def learn(past: Float[Tensor, "n C H W"], generator: torch.Generator | None = None, experts: Sequence[str] = EXPERTS) -> Prior:
@@ -62,8 +69,9 @@ def learn(past: Float[Tensor, "n C H W"], generator: torch.Generator | None = No
     perfield.check_fields(past, past.shape[1])
     level, std = (torch.from_numpy(part) for part in perfield.prior(past, past.shape[1]))
     components = _components(past)
-    log_weight = torch.tensor([AVERAGED if name == "hybrid" else 0.0 for name in EXPERTS], dtype=torch.float64)
-    prior = Prior(level, std.square(), components, None, hybrid.fit(past) if "hybrid" in experts else None, log_weight)
+    log_weight = torch.tensor([AVERAGED if name in PROCESSES else 0.0 for name in EXPERTS], dtype=torch.float64)
+    mixed, plain = (make(past) if name in experts else None for name, make in _PROCESSES.items())
+    prior = Prior(level, std.square(), components, None, mixed, plain, log_weight)
     if "both" not in experts or past.shape[1] > 1 or not bool(past.isfinite().all()):
         return prior
     return replace(prior, rest=_remainder(prior, past, generator))
@@ -81,15 +89,18 @@ def state(prior: Prior) -> dict[str, Tensor]:
     for name, table in (("past", prior.past), ("rest", prior.rest)):
         if table is not None:
             found |= {name: table.values, f"{name}_shape": torch.tensor(table.shape)}
-    return found | ({} if prior.mixed is None else {f"hybrid.{name}": value for name, value in prior.mixed.state().items()})
+    for name in (name for name in PROCESSES if prior.process(name) is not None):
+        found |= {f"{name}.{key}": value for key, value in prior.process(name).state().items()}
+    return found
 
 
 def restore(tensors: Mapping[str, Tensor]) -> Prior:
     """The prior whose `state` this is; numbers kept in single precision are computed with in double."""
     tables = {n: _table(tensors[n], tensors[f"{n}_shape"]) if n in tensors else None for n in ("past", "rest")}
-    mixed = {name.removeprefix("hybrid."): value.double() for name, value in tensors.items() if name.startswith("hybrid.")}
+    states = ({k.removeprefix(f"{n}."): v.double() for k, v in tensors.items() if k.startswith(f"{n}.")} for n in PROCESSES)
+    processes = [hybrid.restore(its) if its else None for its in states]
     level, variance, log_weight = (tensors[n].double() for n in ("level", "variance", "log_weight"))
-    return Prior(level, variance, *tables.values(), hybrid.restore(mixed) if mixed else None, log_weight)
+    return Prior(level, variance, *tables.values(), *processes, log_weight)
 
 
 def _table(values: Float[Tensor, "P C r"], shape: Tensor) -> basis.GridFunctions:
@@ -148,7 +159,8 @@ def conditioned(prior: Prior, batch: Batch, experts: Sequence[str] | None = None
 
 def has_experts(prior: Prior) -> list[str]:
     """Waves are looked for in fields of one channel; beside components only where these are known to leave something."""
-    held = {"past": True, "waves": prior.channels == 1, "both": prior.rest is not None, "hybrid": prior.mixed is not None}
+    held = {"past": True, "waves": prior.channels == 1, "both": prior.rest is not None}
+    held |= {name: prior.process(name) is not None for name in PROCESSES}
     return [name for name in EXPERTS if held[name]]
 
 
@@ -190,9 +202,12 @@ def _with_components(functions: basis.GridFunctions, batch: Batch) -> tuple[post
     return posterior.condition(z, known, columns, mean, batch.s_obs, widths, its.noise), its
 
 
-def _mixed(prior: Prior, batch: Batch) -> tuple[_Rows, Tensor, Tensor]:
-    found = hybrid.posterior(prior.mixed, batch)
+def _process(its: hybrid.Prior, batch: Batch) -> tuple[_Rows, Tensor, Tensor]:
+    found = hybrid.posterior(its, batch)
     return _Rows(found), found.log_evidence, torch.zeros(len(batch.s_obs), dtype=torch.bool)
+
+
+_PROCESSES = {"hybrid": hybrid.fit, "stationary": hybrid.stationary}
 
 
 @dataclass(frozen=True)
@@ -212,7 +227,8 @@ class _Rows:
 
 _ASK = {
     "past": _past,
-    "hybrid": _mixed,
+    "hybrid": lambda prior, batch: _process(prior.mixed, batch),
+    "stationary": lambda prior, batch: _process(prior.plain, batch),
     "waves": lambda prior, batch: _priced(*_alone(prior, batch)),
     "both": lambda prior, batch: _priced(*_with_components(prior.rest, batch)),
 }

@@ -31,8 +31,8 @@ STILL = 0.01  # a field has settled when its waves move by less than this share 
 LARGEST = 1e4  # scale of the rest, over the one it starts with
 SPARE = 0.25  # of the readings must be left when every wave has taken its four unknowns, for an exact fit to prove the waves
 MANY, FEW = 600, 100  # readings above which they are turned onto fewer rows, and above which the quietest noise grows with their number
-# Nats a wave costs, for having been the best of many: on validation fields of modulated, multi_frequency and composite, with noise and few
-# readings, 0 and 12 lose decibels to 4, and 7.4, what the area of the candidates over that of a peak and half log N would say, some.
+# Nats a wave costs, for having been the best of many. The area of the candidates over that of a peak, and half log N, would say 7.4;
+# chosen on validation fields of modulated, multi_frequency and composite with noise and few readings. Notebook 08 shows what none costs.
 PRICE = 4.0
 
 

@@ -10,7 +10,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 from torch.testing import assert_close
 
-from lib import data, dictionary, hybrid, kernels, worlds
+from lib import data, hybrid, kernels, settings, worlds
 
 F64 = torch.float64
 
@@ -90,7 +90,7 @@ def test_a_known_covariance_gives_the_exact_posterior():
     fields, covariance = rough_fields(3, size)
     values, vectors = torch.linalg.eigh(covariance)
     factor = (vectors * values.clamp(min=0).sqrt()).flip(1)
-    start = dictionary.default(1)
+    start = settings.default(1)
     prior = dataclasses.replace(
         start, mean=torch.full((1, size**2), 0.4, dtype=F64), scale=torch.ones(1, dtype=F64), factor=factor[None],
         deviation=torch.ones(1, size**2, dtype=F64), grid=torch.tensor([6.0, 6.0], dtype=F64),

@@ -106,6 +106,24 @@ def test_the_order_of_the_readings_does_not_matter(noise):
     assert_same(predict(prior(), one), predict(prior(), other))
 
 
+def test_fields_unlike_the_past_ones_are_left_to_the_stationary_processes():
+    """The past are rings about the centre; the readings are of plane waves, which their components cannot hold."""
+    one = batch(noise=0.05)
+    fields = past("radial")[:40]
+    prior = v5.learn(fields, experts=("past", "stationary"))
+    assert v5.has_experts(prior) == ["past", "waves", "stationary"]
+    weight = v5.conditioned(prior, one, ("past", "stationary")).weight
+    assert float(weight[:, 1].median()) > 0.99
+    alone, both = (errors(v5.mean(prior, one, experts), one) for experts in (("past",), ("past", "stationary")))
+    assert float((alone / both).log().mean()) > 0.5
+    again = v5.restore(v5.state(prior))
+    assert_same(v5.predict(again, one), v5.predict(prior, one))
+
+
+def errors(mean, one):
+    return (mean - one.y_qry).square().mean((1, 2))
+
+
 def test_missing_readings_are_as_none():
     one = batch()
     more = Batch(
