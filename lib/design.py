@@ -11,7 +11,7 @@ and one rule
     factorial: {factors: {wide: {width: 256}, deep: {layers: 8}}, half: false}         every subset of factors, or half of them
     techniques: {first: 2, sets: [{size: 0}, {size: 1}, {size: 3, count: 35}]}         sets of techniques, numbered from v<first>
 
-A set of techniques with a count is a balanced choice: one after another, the set whose pairs, then whose members were taken least so far,
+Sets of techniques with a count are a balanced choice: one after another, the set whose pairs, then whose members were taken least so far,
 the first in order where several are equal.
 """
 
@@ -227,20 +227,25 @@ _RULES = {"grid": grid, "list": listed, "random": drawn, "factorial": factorial,
 def balanced(names: Sequence[str], size: int, count: int | None, before: Sequence[tuple] = ()) -> list[tuple[str, ...]]:
     """All sets of `size` names in order, or `count` of them such that pairs, then names, occur as equally often as they can.
 
-    Sets of this size that stand in `before` are not taken again. ValueError where there are fewer than `count`.
+    Sets in `before` count as taken, and are not taken again. ValueError where there are fewer than `count`.
     """
     left = [chosen for chosen in combinations(names, size) if chosen not in set(before)]
     if count is None:
         return left
     if count > len(left):
         raise ValueError(f"techniques: {count} sets of size {size} are asked for, there are {len(left)}")
-    seen, taken = Counter(), []
+    seen, taken = Counter(part for chosen in before for part in _parts(chosen)), []
     for _ in range(count):
         best = min(left, key=lambda chosen: _crowded(seen, chosen))
         left.remove(best)
         taken.append(best)
-        seen.update([*combinations(best, 2), *best])
+        seen.update(_parts(best))
     return taken
+
+
+def _parts(chosen: tuple[str, ...]) -> list:
+    """The pairs in a set and its members."""
+    return [*combinations(chosen, 2), *chosen]
 
 
 def _crowded(seen: Counter, chosen: tuple[str, ...]) -> tuple[int, int]:

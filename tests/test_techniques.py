@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 import torch
@@ -360,7 +360,7 @@ def test_the_rate_rises_over_a_twentieth_and_falls_to_zero_and_gradients_are_cli
     config, training = build(names=["T9"], steps=200)
     rates = [schedules.learning_rate(step, training) / training.rate for step in range(200)]
     assert rates[9] == pytest.approx(1) and rates[0] == pytest.approx(0.1) and rates[-1] < 1e-3
-    assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[9:]))
     net = model.build(config, 1, data.generator(0, "init"))
     run = train.Run(net, worlds.get("plane"), training, torch.device("cpu"), None)
     with torch.no_grad():
