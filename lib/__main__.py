@@ -1,4 +1,4 @@
-"""The command line: `python -m lib run | refs | status | bench | publish | train | reconstruct | check`.
+"""The command line: `python -m lib run | sweep | refs | status | bench | publish | train | reconstruct | check`.
 
 Bad input: one line and exit code 2; a failing cell: one line and 1."""
 
@@ -46,6 +46,38 @@ def _words(given: argparse.Namespace, own: dict[str, list[str]]):
     return words
 
 
+def sweep_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("design", type=Path, metavar="DESIGN.yaml", help="what is swept, for example params/sweep.yaml")
+    add("--engine", default="local", help="local (default): processes on this machine; ray: a Ray cluster (extra `cluster`)")
+    add("--address", help="of the Ray cluster, host:port, or auto for the one that runs here (default: one of our own is started here)")
+    add("--jobs", type=int, default=0, metavar="N", help="tasks at a time (default: one per core, or --jobs-per-gpu on each GPU)")
+    add("--jobs-per-gpu", type=int, default=2, metavar="N", help="tasks that share a GPU (default 2)")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto (default): CUDA where there is a GPU")
+    add("--seeds", type=int, metavar="N", help="how many seeds, in place of the design's")
+    add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="a value for all tasks, in place of the design's")
+    add("--out", type=Path, metavar="DIR", help="the sweep's folder (default: outputs/sweep/NAME)")
+    add("--resume", action="store_true", help="refuse to begin: there must be a sweep to continue (the same command always continues)")
+    add("--dry-run", action="store_true", help="say how many tasks there are and how long they may take, and run nothing")
+    add("--yes", action="store_true", help="run a design of more than a thousand tasks")
+    add("--weights", action="store_true", help="keep every task's trained weights")
+
+
+def sweep_command(given: argparse.Namespace) -> int:
+    from lib import design, params, run, sweep
+
+    overrides = dict(params.override(text) for text in given.set)
+    overrides |= {} if given.seeds is None else {"seeds": given.seeds}
+    found = design.load(given.design, overrides, given.root)
+    folder = given.out or (given.output or (given.root or run.ROOT) / "outputs") / "sweep" / found.name
+    how = {name: getattr(given, name) for name in ("engine", "address", "jobs", "device", "resume", "yes")}
+    options = sweep.Options(**how, per_gpu=given.jobs_per_gpu, keep=given.weights)
+    if given.dry_run:
+        print("\n".join(sweep.plan(found, folder, options)))
+        return 0
+    return 1 if sweep.run(found, folder, options)["failed"] else 0
+
+
 def refs_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="numbers or names, for example 02 04")
 
@@ -58,14 +90,15 @@ def refs_command(given: argparse.Namespace) -> int:
     return 0
 
 
-def status_command(given: argparse.Namespace) -> int:
-    from lib import check, run
+def status_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="of a sweep (default: a line per notebook and sweep)")
+    parser.add_argument("--watch", action="store_true", help="again every two seconds, until the sweep ends or Ctrl-C")
 
-    rows = check.status(given.root or run.ROOT, given.output)
-    wide = [max(len(row[i]) for row in rows) for i in range(3)] if rows else [0, 0, 0]
-    for profile, notebook, state, detail in rows:
-        print(f"{profile:<{wide[0]}}  {notebook:<{wide[1]}}  {state:<{wide[2]}}  {detail}".rstrip())
-    return 0
+
+def status_command(given: argparse.Namespace) -> int:
+    from lib import board
+
+    return board.show(given.folder, given.root, given.output, given.watch)
 
 
 def check_command(given: argparse.Namespace) -> int:
@@ -160,8 +193,9 @@ def no_arguments(parser: argparse.ArgumentParser) -> None:
 # name -> (what it does, its options, what it runs); a command imports what it needs itself, so that --help is instant
 COMMANDS = {
     "run": ("execute the notebooks with the parameters of a profile", run_arguments, run_command),
+    "sweep": ("run every task of a design, here or on a cluster", sweep_arguments, sweep_command),
     "refs": ("make the notebooks' saved outputs again, in place", refs_arguments, refs_command),
-    "status": ("what has been run, per profile", no_arguments, status_command),
+    "status": ("what has been run, per profile; how far a sweep is", status_arguments, status_command),
     "bench": ("measure what a step and an evaluation cost on this machine", bench_arguments, bench_command),
     "publish": ("make finished runs the reference that README and notebooks quote", publish_arguments, publish_command),
     "reconstruct": ("make a field of scattered readings", reconstruct_arguments, reconstruct_command),

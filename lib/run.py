@@ -90,7 +90,7 @@ def execute(
         for number, task in enumerate(tasks, 1):
             label = f"[{number}/{len(tasks)}] {task.name}"
             try:
-                rows.append(_finish(task, label, force, say))
+                rows.append(finish(task, label, force, say))
             finally:
                 folders.write(index, page.index(index.parent, profile))
     if not brief:
@@ -212,7 +212,7 @@ def provenance(task: Task, outcome: kernel.Outcome, continued: dict) -> dict:
     }
 
 
-def _finish(task: Task, label: str, force: bool, say: Callable[[str], None]) -> dict:
+def finish(task: Task, label: str, force: bool, say: Callable[[str], None]) -> dict:
     """Run one notebook unless its folder already holds this very result; its row."""
     before = folders.read_json(task.folder / "metrics.json")
     if before.get("fingerprint") == task.fingerprint and not force:

@@ -33,7 +33,7 @@ def work(todo: Sequence[arms.Arm], folder: Path, device: str, since: float, keep
     since: failures older than this time are tried again. keep: whether weights stay. seen() is called after every arm.
     """
     waiting = list(todo)
-    with _one_thread():
+    with one_thread():
         while waiting:
             left = [arm for arm in waiting if not _settle(arm, folder, device, since, keep, seen)]
             if len(left) == len(waiting):
@@ -44,48 +44,64 @@ def work(todo: Sequence[arms.Arm], folder: Path, device: str, since: float, keep
 def _settle(arm: arms.Arm, folder: Path, device: str, since: float, keep: bool, seen) -> bool:
     """True when the arm has an answer, by this call or another process; False when another process is at it."""
     place = folder / "arms" / arm.id
-    place.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(place / "lock")
-    try:
-        with lock.acquire(blocking=False):
-            if answer(place, since) is None:
-                _attempt(arm, folder, place, device, keep)
-    except filelock.Timeout:
+    if not claimed(place, since, lambda: attempt(place, lambda: train_and_judge(arm, folder, device, keep))):
         return False
     seen()
     return True
 
 
-def _attempt(arm: arms.Arm, folder: Path, place: Path, device: str, keep: bool) -> None:
-    """Run one arm and leave row.json, or error.json if it raises."""
+def claimed(place: Path, since: float, work: Callable[[], None]) -> bool:
+    """Do the work of a folder, unless it has an answer; False when another process is at it."""
+    place.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(place / "lock")
+    try:
+        with lock.acquire(blocking=False):
+            if answer(place, since) is None:
+                (place / "row.json").unlink(missing_ok=True)  # if there is one, it cannot be read
+                work()
+    except filelock.Timeout:
+        return False
+    return True
+
+
+def attempt(place: Path, work: Callable[[], None]) -> None:
+    """Do what leaves row.json in a folder, or leave error.json if it raises."""
+    try:
+        work()
+    except Exception as error:
+        write({"error": f"{type(error).__name__}: {error}", "time": time.time()}, place / "error.json")
+
+
+def train_and_judge(arm: arms.Arm, folder: Path, device: str, keep: bool) -> None:
+    """Run one arm in its place in the folder; keep: whether its weights stay."""
+    place = folder / "arms" / arm.id
     try:
         arms.run(arm, folder, device, show=False)
     except train.TrainingDiverged as error:  # the same again at every attempt: an answer, kept like a score
-        _write({**arms.settings(arm), "error": str(error), **arms.provenance(device)}, place / "row.json")
-    except Exception as error:
-        _write({"error": f"{type(error).__name__}: {error}", "time": time.time()}, place / "error.json")
+        write({**arms.settings(arm), "error": str(error), **arms.provenance(device)}, place / "row.json")
     for file in place.glob("previous.pt" if keep else "*.pt"):  # the checkpoint before the last is of no use to a finished arm
         file.unlink()
 
 
 def answer(place: Path, since: float) -> dict | None:
-    """An arm's row, or why it failed since a time; None while there is neither."""
+    """An arm's row, or why it failed since a time; None while there is neither (a file that a lost machine cut short is none)."""
     for file in (place / "row.json", place / "error.json"):
-        if file.exists():
+        with suppress(OSError, ValueError):
             found = json.loads(file.read_text())
             if file.name == "row.json" or found["time"] >= since:
                 return found
     return None
 
 
-def _write(what: dict, path: Path) -> None:
+def write(what: dict, path: Path) -> None:
+    """Keep an answer as JSON, whole or not at all."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(what))
     os.replace(temporary, path)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """One thread inside torch, as many as before after it: sums depend on how they are split."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -103,10 +119,10 @@ def side_by_side(todo: list[arms.Arm], folder: Path, device: str, since: float, 
     orders = {"arms": [arms.settings(arm) for arm in todo], "folder": str(folder.resolve()), "device": device, "since": since, "keep": keep}
     line = json.dumps(orders).encode() + b"\n"
     workers: list[subprocess.Popen] = []
-    with _terminated_as_interrupted(), tempfile.TemporaryFile("w+") as said:
+    with terminated_as_interrupted(), tempfile.TemporaryFile("w+") as said:
         try:
             for _ in range(jobs):
-                workers.append(_start(said))
+                workers.append(start(said))
             for worker in workers:
                 with suppress(BrokenPipeError):  # it ended at once; its exit code tells
                     worker.stdin.write(line)
@@ -115,7 +131,7 @@ def side_by_side(todo: list[arms.Arm], folder: Path, device: str, since: float, 
                 time.sleep(PAUSE)
                 seen()
         finally:
-            _stop(workers)
+            stop(workers)
         codes = [worker.returncode for worker in workers if worker.returncode]
         said.seek(0)
         words = [line.strip() for line in said if line.strip()]
@@ -126,17 +142,20 @@ def side_by_side(todo: list[arms.Arm], folder: Path, device: str, since: float, 
     return ": ".join([f"its process ended with code {codes[0]}", *words[-1:]])
 
 
-def _start(said) -> subprocess.Popen:
-    """A worker with this library and one thread, in a group of its own, so that Ctrl-C reaches it through `_stop` alone."""
+def start(said, program: str = "workers.worker()", heard: int = subprocess.DEVNULL, **more: str) -> subprocess.Popen:
+    """A process of this library with one thread, in a group of its own, so that Ctrl-C reaches it through `stop` alone.
+
+    heard: where its standard output goes; more: what stands in its environment.
+    """
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    command = [sys.executable, "-P", "-c", "from lib import workers; workers.worker()"]
-    environment = os.environ | threads | {"PYTHONPATH": path}
-    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": said}
+    command = [sys.executable, "-P", "-c", f"from lib import {program.partition('.')[0]}; {program}"]
+    environment = os.environ | threads | {"PYTHONPATH": path} | more
+    streams = {"stdin": subprocess.PIPE, "stdout": heard, "stderr": said}
     return subprocess.Popen(command, env=environment, start_new_session=True, **streams)
 
 
-def _stop(workers: list[subprocess.Popen]) -> None:
+def stop(workers: list[subprocess.Popen]) -> None:
     """End the workers that still run: they save their training first, and are killed if that takes too long."""
     for worker in workers:
         if worker.poll() is None:
@@ -157,22 +176,25 @@ def worker() -> None:
     orders = b""
     while not orders.endswith(b"\n"):
         orders += os.read(0, 1 << 20) or sys.exit(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     orders = json.loads(orders)
     work([arms.of(row) for row in orders.pop("arms")], Path(orders.pop("folder")), **orders)
 
 
-def _end_with_parent() -> None:
-    """Wait until the other end of the standard input closes, which happens however the parent ends, then save and end."""
-    while os.read(0, 1024):
-        pass
+def end_with_parent(hear: Callable[[bytes], None] = lambda line: None) -> None:
+    """Hear every line until the other end of the standard input closes, which happens however the parent ends; then save and end."""
+    rest = b""
+    while found := os.read(0, 1 << 16):  # not sys.stdin, whose lock a thread of this kind would hold while the program ends
+        *lines, rest = (rest + found).split(b"\n")
+        for line in lines:
+            hear(line)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)
     os._exit(1)
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
+def terminated_as_interrupted() -> Iterator[None]:
     """SIGTERM ends the program in order, as Ctrl-C does; only the main thread may listen."""
     if threading.current_thread() is not threading.main_thread():
         yield
