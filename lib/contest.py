@@ -18,16 +18,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from lib import arms, baselines, data, metrics, progress, v5, worlds
+from lib import arms, baselines, data, metrics, progress, study, v5, worlds
 from lib.data import Batch, Prediction
 
 BLIND = ("constant", "nearest", "linear", "thin_plate", "gp", "gp_matern", "oi", "pod")  # peers that are told no formula
 SCORES = ("psnr", "ssim", "nrmse", "mae", "speckle", "coverage50", "coverage90", "spread_skill", "crps", "energy_score")
 RESAMPLES = 2000
+SETTINGS = ["world", "readings", "noise", "layout"]  # what makes a question; seeds ask it again with other fields and sensors
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,11 @@ class Case:
     fields: int = 64
 
 
-def cases(names: Sequence[str], readings=(51,), noise=(0.0,), layout=("uniform",), **common) -> list[Case]:
-    """All combinations."""
-    return [Case(w, n, v, how, **common) for w, how, v, n in itertools.product(names, layout, noise, readings)]
+def cases(names: Sequence[str], readings=(51,), noise=(0.0,), layout=("uniform",), seeds: int = 1, **common) -> list[Case]:
+    """All combinations, with `seeds` seeds from `seed` on."""
+    first = common.pop("seed", 0)
+    asked = itertools.product(range(first, first + seeds), names, layout, noise, readings)
+    return [Case(w, n, v, how, seed=k, **common) for k, w, how, v, n in asked]
 
 
 def test_batch(case: Case) -> Batch:
@@ -129,20 +133,46 @@ def _judged(case: Case, method: Callable, samples: int) -> dict:
     return {**row, "ms_per_field": 1e3 * seconds / len(batch.s_qry), "error": ""}
 
 
-def leads(table: pd.DataFrame, ours: str, others: Sequence[str], score: str = "psnr") -> pd.DataFrame:
-    """Per case: the best other method, and by how much `ours` leads it, paired by field with a 95 % interval (dB, or a ratio for crps)."""
+def pooled(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows that differ in nothing but the seed as one: means of their scores, fields one after another, `seeds` says how many.
+
+    Only seeds that all methods of a case have finished count; intervals of PSNR are those of lib/study.py, over seeds and fields.
+    """
     rows = []
-    settings = ["world", "readings", "noise", "layout"]
-    for key, some in table[table["error"] == ""].groupby(settings, sort=False):
+    for _, some in table[table["error"] == ""].groupby(["past", *SETTINGS], sort=False):
+        everyone = set(some.method)
+        whole = [k for k, its in some.groupby("seed", sort=False) if set(its.method) == everyone] or [some.seed.iloc[0]]
+        for _, its in some[some.seed.isin(whole)].groupby("method", sort=False):
+            rows.append(its.iloc[0].to_dict() | {"seeds": len(its)} | (_merged(its) if len(its) > 1 else {}))
+    return pd.DataFrame(rows)
+
+
+def _merged(its: pd.DataFrame) -> dict:
+    found = {name: its[name].mean() for name in (*SCORES, "ms_per_field") if name in its}
+    each = [np.array(v) for v in its.psnr_fields]
+    found["psnr"], found["psnr_low"], found["psnr_high"] = study.interval(each)
+    joined = {f"{name}_fields": [v for row in its[f"{name}_fields"] for v in row] for name in ("psnr", "crps") if f"{name}_fields" in its}
+    return found | {"psnr_median": float(np.median(np.concatenate(each)))} | joined
+
+
+def leads(table: pd.DataFrame, ours: str, others: Sequence[str], score: str = "psnr") -> pd.DataFrame:
+    """Per case, its seeds together: the best other method, and by how much `ours` leads it, paired by field (dB, or a ratio for crps).
+
+    The 95 % interval is over fields; over seeds and fields for a lead with several seeds.
+    """
+    rows = []
+    for key, some in pooled(table).groupby(SETTINGS, sort=False):
         by = some.set_index("method")
         rivals = [m for m in others if m in by.index and pd.notna(by.loc[m].get(score))]
         if ours not in by.index or not rivals:
             continue
         pick = max if score == "psnr" else min
         best = pick(rivals, key=lambda m: by.loc[m, score])
-        row = {**dict(zip(settings, key, strict=True)), ours: by.loc[ours, score], "best": best, "its": by.loc[best, score]}
+        row = {**dict(zip(SETTINGS, key, strict=True)), ours: by.loc[ours, score], "best": best, "its": by.loc[best, score]}
         a, b = (torch.tensor(by.loc[m, f"{score}_fields"], dtype=torch.float64) for m in (ours, best))
-        if score == "psnr":
+        if score == "psnr" and by.loc[ours, "seeds"] > 1:
+            row["lead"], row["low"], row["high"] = study.interval(list((a - b).numpy().reshape(by.loc[ours, "seeds"], -1)))
+        elif score == "psnr":
             row["lead"], row["low"], row["high"] = metrics.paired(a, b, data.generator(0, "bootstrap"), RESAMPLES)
         else:
             row["ratio"] = by.loc[ours, score] / by.loc[best, score]

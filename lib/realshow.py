@@ -84,7 +84,7 @@ def standing(low: float, high: float) -> str:
 def judged(table: pd.DataFrame, peers: Sequence[str]) -> list[dict]:
     """Per row of the contest's leads: PSNR, CRPS and coverage of V5 beside the best peer, the word for the lead, and the mean error."""
     leads, sharp = (contest.leads(table, "v5", peers, score) for score in ("psnr", "crps"))
-    keys, rows = ["world", "readings", "noise", "layout"], []
+    keys, rows, table = contest.SETTINGS, [], contest.pooled(table)
     mine = table[table.method == "v5"].set_index(keys)
     for (_, one), (_, crps) in zip(leads.iterrows(), sharp.iterrows(), strict=True):
         own, key = mine.loc[tuple(one[keys])], one[keys].to_dict()

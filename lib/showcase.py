@@ -37,8 +37,8 @@ def methods(names: Sequence[str] = ()) -> dict[str, Method]:
 
 
 def scores(table: pd.DataFrame) -> dict[str, dict[str, tuple]]:
-    """World -> method -> PSNR with its interval."""
-    parts = table[table.error == ""].groupby("world", sort=False)
+    """World -> method -> PSNR with its interval, seeds together."""
+    parts = contest.pooled(table).groupby("world", sort=False)
     return {w: {r.method: (r.psnr, r.psnr_low, r.psnr_high) for r in some.itertuples()} for w, some in parts}
 
 

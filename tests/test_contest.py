@@ -42,6 +42,29 @@ def test_a_lead_is_over_the_best_of_the_others_in_each_case():
     assert ratio.best.eq("good").all() and ratio.ratio.lt(0.2).all()
 
 
+def test_seeds_ask_again_and_count_together():
+    plan = contest.cases(["plane"], readings=[5], seeds=3, seed=4, past=8, fields=2)
+    assert [c.seed for c in plan] == [4, 5, 6]
+    luck = {4: 0.1, 5: 0.03, 6: 0.01}  # ours misses by this, so its lead over 0.3 is 9.5, 20, 29.5 dB
+    table = contest.run(plan, {"ours": lambda case, batch: offset(luck[case.seed])(case, batch), "other": offset(0.3)})
+    row = contest.leads(table, "ours", ["other"]).iloc[0]
+    assert row.lead == pytest.approx((9.542 + 20 + 29.542) / 3, abs=1e-2) and row.low < 13 and row.high > 26
+    both = contest.pooled(table)
+    assert both.seeds.tolist() == [3, 3] and [len(v) for v in both.psnr_fields] == [6, 6]
+    assert both.psnr.tolist() == pytest.approx([(20 + 30.457 + 40) / 3, 10.457], abs=1e-2)
+
+
+def test_a_seed_that_a_method_could_not_answer_counts_for_none():
+    def refuses_one(case, batch):
+        if case.seed == 1:
+            raise ValueError("no")
+        return offset(0.1)(case, batch)
+
+    plan = contest.cases(["plane"], readings=[5], seeds=2, past=8, fields=2)
+    both = contest.pooled(contest.run(plan, {"a": refuses_one, "b": offset(0.01)}))
+    assert both.seeds.tolist() == [1, 1] and both.seed.tolist() == [0, 0]
+
+
 def test_finished_rows_are_read_and_not_computed_again(tmp_path):
     first = contest.run(CASES[:2], {"a": offset(0.1)}, tmp_path)
 

@@ -36,7 +36,7 @@ def table(psnr, crps, **common):
     }
     rows = []
     for name in psnr:
-        row = shared | common | {"method": name, "psnr_fields": psnr[name], "crps_fields": crps[name]}
+        row = {"past": 8, "seed": 0} | shared | common | {"method": name, "psnr_fields": psnr[name], "crps_fields": crps[name]}
         row |= {"psnr": float(np.mean(psnr[name])), "crps": float(np.mean(crps[name])), "psnr_low": 0.0, "psnr_high": 99.0}
         rows.append(row)
     return pd.DataFrame(rows)
