@@ -27,7 +27,7 @@ Reading order, each group importing only from itself and the groups before it
             study (workers), attribution                        many arms in one table; which switch is worth what
             contest, showcase, realshow                         methods side by side; what V5 is shown by; on real fields
             playground (view, stories, trained, exactflow)      one field, read by hand, answered at once; its stories
-            canvas, aside, export, serve                        maps in the page, slow answers, files, the page of its own
+            canvas, aside, export, serve (browsing)             maps in the page, slow answers, files, the page of its own
             techniques, design                                  the ten techniques; what a sweep runs, by rule
             sweep (turns, course, crew, cluster), board         every task of a design once, here or on a cluster; how far it is
             evidence, family, answers, inquiry                  from tables to verdicts and sentences; versions side by side

@@ -32,7 +32,6 @@ SLOW = 0.4  # seconds: what took longer before runs aside
 PAUSE = 0.35  # seconds without a move after which all methods are scored
 ONE_MOVE = 0.7  # seconds within which changes of one control are undone together
 KEPT = 100  # views to go back to
-LABELS = {"layout": "layout", "seed": "field", "show": "show", "clamp": "clamp to [0, 1]"}
 
 
 def box(first: View | None = None, past: int = views.PAST) -> Playground:
@@ -55,9 +54,12 @@ def controls(first: View) -> dict[str, ipywidgets.Widget]:
         "show": widgets.choice("show", [("the mean", "mean"), ("one sample", "sample")], first.show),
         "steps": widgets.slider("solver steps", widgets.among(STEPS, first.steps), first.steps, live=True),
         "solver": widgets.choice("solver", ode.METHODS, first.solver),
-        "clamp": ipywidgets.Checkbox(first.clamp, description="clamp the answer to [0, 1]", indent=False, layout={"width": "290px"}),
+        "clamp": ipywidgets.Checkbox(first.clamp, description="clamp the answer to [0, 1]", indent=False),
     }
     found["layout"].value = first.layout
+    for control in found.values():  # three beside each other in a notebook's cell
+        control.layout.width = "268px"
+        control.style.description_width = "76px"
     return found
 
 
@@ -86,7 +88,7 @@ class Playground(ipywidgets.VBox):
         return export.figure(self.view, self.batch, self.answer)
 
     def _lay_out(self) -> None:
-        wide = {"flex": "1 1 290px", "flex_flow": "row wrap", "align_content": "flex-start"}
+        wide = {"flex": "1 1 276px", "flex_flow": "row wrap", "align_content": "flex-start"}
         rows = ipywidgets.HBox(list(self.controls.values()), layout=wide)
         self.buttons = {"undo": self.undo, "reset": self.reset, "surprise me": self.surprise}
         self.buttons |= {f"save {name}": lambda name=name: self.save(name) for name in export.FILES}

@@ -45,7 +45,7 @@ class View:
     solver: str = "heun"
     show: str = "mean"
     clamp: bool = False  # of the answer, to [0, 1]
-    edits: tuple[str, ...] = ()
+    edits: tuple[str, ...] | list[str] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "edits", tuple(self.edits))
@@ -169,7 +169,7 @@ def values(view: View, s: Float[Tensor, "N 2"]) -> Float[Tensor, "N C"]:
     if place.formula is not None:
         return place.at(place.draw(1, data.generator(view.seed, "test")), s[None])[0].float()
     truth = _fields(view.world, view.seed, shape(view)).flatten(2)[0].mT
-    return truth[torch.cdist(s, data.grid(shape(view))).argmin(1)]
+    return truth[torch.cdist(s.double(), data.grid(shape(view), dtype=torch.float64)).argmin(1)]
 
 
 def _error(seed: int, number: int, channels: int) -> Tensor:

@@ -52,6 +52,7 @@ GROUPS = [
         "aside",
         "export",
         "serve",
+        "browsing",
         "design",
         "techniques",
     }
