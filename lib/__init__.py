@@ -29,6 +29,7 @@ Reading order, each group importing only from itself and the groups before it
             playground (view, stories, trained, exactflow)      one field, read by hand, answered at once; its stories
             canvas, aside, export, serve (browsing)             maps in the page, slow answers, files, the page of its own
             techniques, design                                  the ten techniques; what a sweep runs, by rule
+            synergy, hundred                                    what techniques give together; the hundred versions on the screen
             sweep (turns, course, crew, cluster), board         every task of a design once, here or on a cluster; how far it is
             evidence, family, answers, inquiry                  from tables to verdicts and sentences; versions side by side
             run (params, folders, kernel, page, machine, jobs)  notebooks in batch, with parameter files

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 SPAN = 0.1  # of the run: what the weight average looks back on
+LEAST = 0.5  # decay of the average in a run of less than 20 steps
 WARMUP = 0.05  # of the run
 JOIN = "+"
 
@@ -65,7 +66,7 @@ TECHNIQUES = {
     "T7": Technique(
         "weight average",
         "the answering weights are an exponential average over a tenth of the run",
-        lambda steps: {"average": round(max(0.0, 1 - 1 / max(1.0, SPAN * steps)), 6)},
+        lambda steps: {"average": round(max(LEAST, 1 - 1 / (SPAN * steps)), 6)},
         "t07-ema",
     ),
     "T8": Technique(

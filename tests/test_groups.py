@@ -8,10 +8,11 @@ import pytest
 LIB = Path(__file__).parents[1] / "lib"
 GROUPS = [
     {"worlds", "realworlds", "gaussian", "files", "layouts", "data", "augment", "weights"},
-    {"layers", "ssm", "scans", "order", "paths", "encoders", "model", "basis", "waves", "posterior"} | {"kernels", "settings", "dictionary", "hybrid"},
+    {"layers", "ssm", "scans", "order", "paths", "encoders", "versions", "model", "refined", "basis", "waves"}
+    | {"posterior", "kernels", "settings", "dictionary", "hybrid"},
     {"ode", "flow", "coupling", "penalties"},
     {"baselines", "perfield", "optimal", "oracle", "metrics", "diagnosis", "theme", "png", "maps", "marks", "plots", "report", "widgets"}
-    | {"v5", "claims", "ledger", "suspects", "lineup", "rules"},
+    | {"v5", "refine", "claims", "ledger", "suspects", "lineup", "rules"},
     {"checkpoint", "progress", "train", "arms", "bench", "cost", "machine", "params", "folders", "kernel", "page", "run", "refs", "check"}
     | {
         "contest",
@@ -55,6 +56,8 @@ GROUPS = [
         "browsing",
         "design",
         "techniques",
+        "synergy",
+        "hundred",
     }
     | {"__main__"},
 ]

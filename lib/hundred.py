@@ -1,0 +1,191 @@
+"""The hundred versions on the screen: figures, an explorer of ten boxes, the top ten on every world, and the verdicts on the ten promises.
+
+A promise of a gain is judged by what the regression says of the technique alone, on the base, over all versions that were run.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import ipywidgets
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from lib import arms, claims, design, evidence, plots, report, study, synergy, techniques
+from lib.synergy import Fit, Number
+
+PROTOCOL = 1600 * 32  # fields seen in the documents' training
+ENOUGH = 0.25  # of it; after less, a gain that is missing may only be late
+GAINS = {name: technique.claim for name, technique in techniques.TECHNIQUES.items()}
+Scores = Mapping[tuple[str, ...], np.ndarray]
+
+
+def label(names: Sequence[str]) -> str:
+    """ "T1+T2", "v2" for none."""
+    return techniques.JOIN.join(names) or "v2"
+
+
+# ---- which arms ----
+
+
+def tasks(file: Path | str, overrides: Mapping, only: Sequence[str] = (), worlds: Sequence[str] = ()) -> list[tuple[str, arms.Arm]]:
+    """The versions of a sweep's file, those in `only` ("T1+T2", "v2"), on its world or on these; ValueError: none fits."""
+    found: list[tuple[str, arms.Arm]] = []
+    for world in worlds or [None]:
+        every = design.load(file, {**overrides, **({"world": world} if world else {})}).tasks
+        found += [(name, arm) for name, arm in every if not only or label(techniques.of(name)) in only]
+    there = {label(techniques.of(name)) for name, _ in found}
+    if missing := [name for name in only if name not in there]:
+        raise ValueError(f"no version {', '.join(missing)} in {Path(file).name}; write techniques as T1+T2, and v2 for none")
+    return found
+
+
+def adopt(source: Path | str, folder: Path | str, some: Sequence[tuple[str, arms.Arm]]) -> int:
+    """Copy the finished rows of these arms from another sweep's folder, so that they are not run again; how many were found there."""
+    count = 0
+    for arm in {arm.id: arm for _, arm in some}.values():
+        row, place = Path(source) / "arms" / arm.id / "row.json", Path(folder) / "arms" / arm.id / "row.json"
+        if row.exists() and not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(row.read_bytes())
+        count += place.exists()
+    return count
+
+
+def kept(notebook: str = "07_hundred_versions") -> pd.DataFrame | None:
+    """The table of the published run, None where there is none."""
+    path = report.ROOT / "outputs" / "reference" / notebook / "arms.csv"
+    return synergy.read(path) if path.exists() else None
+
+
+# ---- figures ----
+
+
+def ranked(found: Fit) -> go.Figure:
+    """What each technique gives alone and on average over the versions, the best on average first."""
+    rows = synergy.ranking(found)
+    values = {f"{r['technique']} {r['name']}": {"alone": r["alone"], "on average": r["average"]} for r in rows}
+    fig = plots.bars(values, "gain over v2 (dB)", horizontal=True)
+    return fig.update_layout(height=90 + 34 * len(rows), margin_l=190)
+
+
+def synergies(found: Fit) -> go.Figure:
+    """What every pair gives beyond the sum of both, as a heat map; what each gives alone on the diagonal."""
+    value = dict(zip(found.effects, found.value, strict=True))
+    names = [n for n in synergy.NAMES if (n,) in value]
+    cell = lambda a, b: value.get(tuple(n for n in synergy.NAMES if n in (a, b)), np.nan)  # noqa: E731
+    rows = [f"{n} {techniques.TECHNIQUES[n].name}" for n in names]
+    fig = plots.matrix([[cell(a, b) for b in names] for a in names], rows, names, "dB", centre=0.0)
+    return fig.update_layout(margin_l=190)
+
+
+def top(scores: Scores, found: Fit, count: int = 10) -> go.Figure:
+    """The best measured versions, with what the regression predicts for them, above the base."""
+    some = [*synergy.best(scores, count), ((), synergy.study.interval(list(scores[()])))]
+    values = {label(names): {"measured": number, "predicted": found.predict(names)} for names, number in some}
+    return plots.bars(values, "PSNR (dB)")
+
+
+def explorer(scores: Scores, found: Fit) -> tuple[dict[str, ipywidgets.Widget], Callable[..., tuple[go.Figure, str]]]:
+    """What widgets.explorer needs: a box per technique, and the measured and predicted PSNR of the set that is ticked."""
+    base, best = synergy.study.interval(list(scores[()])), synergy.best(scores, 1)[0]
+    boxes = {name: _box(f"{name} {techniques.TECHNIQUES[name].name}", name in best[0]) for name in synergy.NAMES}
+
+    def update(**on: bool) -> tuple[go.Figure, str]:
+        names = tuple(name for name in synergy.NAMES if on[name])
+        predicted = found.predict(names)
+        values = {"v2": base, "predicted": predicted, f"best measured: {label(best[0])}": best[1]}
+        text = f"<b>{html.escape(label(names))}</b> · predicted {_decibels(predicted)}"
+        if names in scores:
+            here = synergy.study.interval(list(scores[names]))
+            values = {"v2": base, "measured": here, **values}
+            text += f" · measured <b>{_decibels(here)}</b>, {here[0] - base[0]:+.1f} dB over v2"
+        else:
+            text += f" · <b>not among the {len(scores)} versions</b>, so nothing is measured"
+        sole = [n for n in names if (n,) in found.effects]
+        parts = ", ".join(f"{n} {found.contrast({(n,): 1.0})[0]:+.1f}" for n in sole)
+        together = predicted[0] - found.predict(())[0] - sum(found.contrast({(n,): 1.0})[0] for n in sole)
+        text += f"<br>alone {parts or 'nothing'}; synergies {together:+.1f} dB; a left-out version is missed by {found.left_out:.1f} dB"
+        order = ["v2", "measured", "predicted", f"best measured: {label(best[0])}"]
+        return plots.bars({name: values.get(name) for name in order}, "PSNR (dB)"), text
+
+    return boxes, update
+
+
+def _box(words: str, on: bool) -> ipywidgets.Checkbox:
+    return ipywidgets.Checkbox(value=on, description=words, indent=False, layout={"width": "190px", "margin": "0"})
+
+
+def _decibels(number: Number) -> str:
+    return f"{number[0]:.1f} dB [{number[1]:.1f}, {number[2]:.1f}]"
+
+
+# ---- words and verdicts ----
+
+
+def by_world(table: pd.DataFrame) -> list[dict]:
+    """A row per version: what it has over the base on every world of the table, paired by seed and field; the best on average first."""
+    table, found = synergy.named(table), {}
+    for world, some in table.groupby("world", sort=False):
+        some = some.assign(name=some["techniques"].map(label))
+        if "v2" in set(some["name"]):
+            for row in study.gains(some, "v2").itertuples():
+                found.setdefault(row.name, {})[world] = (row.gain, row.low, row.high)
+    rows = [{"version": name, "mean": float(np.mean([v[0] for v in gains.values()])), **gains} for name, gains in found.items()]
+    return sorted(rows, key=lambda row: -row["mean"])
+
+
+def share(table: pd.DataFrame) -> float:
+    """How much of the documents' training an arm of the table had, in fields seen."""
+    return float((table["steps"] * table["batch"]).median() / PROTOCOL)
+
+
+def gain_verdict(claim: str, number: Number, part: float, constant: float, base: float) -> str:
+    """claims.judge on the gain alone; a miss after less than a quarter of the training, or below the constant, is not testable here."""
+    word = claims.judge(claim, "gain", *number)
+    return "not testable here" if word == "refuted" and (part < ENOUGH or base < constant) else word
+
+
+def decide(table: pd.DataFrame, scores: Scores, found: Fit, constant: float, ceiling: float) -> list[dict]:
+    """Record the verdicts on the ten gains, the best combination and the hours; the rows of plots.promised for the gains.
+
+    constant, ceiling: PSNR of a constant, and of the truth under the documents' clamp to [0, 1], on the sweep's world.
+    """
+    ledger, rows, part, base = claims.load(), [], share(table), float(scores[()].mean())
+    for name, claim in GAINS.items():
+        alone, mean = found.contrast({(name,): 1.0}), synergy.average(found, name)
+        word = gain_verdict(claim, alone, part, constant, base)
+        says = f"{techniques.TECHNIQUES[name].name} alone changes v2 by {evidence.words(alone)}, on average over {len(scores)} versions by "
+        says += f"{evidence.words(mean)}, after {100 * part:.0f} % of the documents' training."
+        evidence.decide(claim, says, table, word, gain=alone, gain_on_average=mean)
+        low, high = claims.promised(ledger[claim].predicted["gain"])
+        ends = dict(zip(("value", "value_low", "value_high"), alone, strict=True))
+        rows.append({"claim": f"{name} {techniques.TECHNIQUES[name].name}", "verdict": word, "low": low, "high": high, **ends})
+    names, number = synergy.best(scores, 1)[0]
+    says = f"The best of {len(scores)} versions ({label(names)}) reaches {number[0]:.1f} dB after {100 * part:.0f} % of the documents' "
+    says += f"training; with their clamp to [0, 1] the truth itself scores {ceiling:.1f} dB on this world."
+    word = claims.judge("best-combinations", "psnr", *number)
+    word = word if word != "refuted" or part >= ENOUGH or ceiling < 40 else "not testable here"
+    evidence.decide("best-combinations", says, table, word, psnr=number)
+    hours = float(table.drop_duplicates("id")["seconds"].sum() / 3600)
+    says = f"{len(table.drop_duplicates('id'))} arms took {hours:.2f} hours of one device ({table['device'].iloc[0]}), "
+    says += f"{float(table['seconds'].mean()):.1f} s each, after {100 * part:.0f} % of the documents' training and on other hardware."
+    evidence.decide("sweep-hours", says, table, "not testable here", hours=hours)
+    return rows
+
+
+def answer(scores: Scores, found: Fit) -> str:
+    """What the sweep says, in sentences with their numbers."""
+    table, ranks = synergy.effects(found), synergy.ranking(found)
+    real = table[(table.techniques == 2) & table.beyond]
+    sure = table[(table.techniques == 2) & (table.holm < 0.05)]
+    names, number = synergy.best(scores, 1)[0]
+    last = synergy.greedy(scores, found)[-1]
+    first = ", ".join(f"{r['technique']} {r['name']} {evidence.words(r['average'])}" for r in ranks[:3])
+    says = f"Of {len(scores)} versions {label(names)} is best with {_decibels(number)}, v2 has {scores[()].mean():.1f} dB. "
+    says += f"On average the most is given by {first}. {len(real)} of 45 pairs have a synergy beyond twice its standard error, "
+    says += f"{len(sure)} after correction; greedy choice ends at {label(last['names'])} with {last['psnr']:.1f} dB ({last['how']})."
+    return says
