@@ -71,7 +71,7 @@ def sweep_command(given: argparse.Namespace) -> int:
     found = design.load(given.design, overrides, given.root)
     folder = given.out or (given.output or (given.root or run.ROOT) / "outputs") / "sweep" / found.name
     how = {name: getattr(given, name) for name in ("engine", "address", "jobs", "device", "resume", "yes")}
-    options = sweep.Options(**how, per_gpu=given.jobs_per_gpu, keep=given.weights)
+    options = sweep.Options(**how, per_gpu=given.jobs_per_gpu, keep=given.weights, root=given.root)
     if given.dry_run:
         print("\n".join(sweep.plan(found, folder, options)))
         return 0

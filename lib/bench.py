@@ -151,14 +151,18 @@ GOALS = [
     ("solver", "wrong_counts", "wrong counts of evaluations, 1 to 256 steps", "at most", 0),
     ("encoder", "nn_1075", "v4's encoder, 1,075 tokens: time of nn.TransformerEncoder over ours", "at least", 2.0),
     ("encoder", "nn_4147", "v4's encoder, 4,147 tokens: time of nn.TransformerEncoder over ours", "at least", 2.0),
+    ("sweep", "local_seconds", "a sweep on this machine: seconds per arm beyond its work", "at most", 0.3),
+    ("sweep", "local_minutes", "1,000 arms that do nothing, two at a time: minutes", "at most", 5.0),
+    ("sweep", "ray_seconds", "a sweep on Ray: seconds per arm beyond its work", "at most", 1.0),
+    ("sweep", "ray_minutes", "1,000 arms that do nothing on Ray, two at a time: minutes", "at most", 5.0),
 ]
 
 
 def sections() -> dict[str, Callable[..., dict]]:
     """Every section by name."""
-    from lib import races  # here: it measures with this module's clock
+    from lib import overhead, races  # here: they measure with this module's clock, or start programs that import it
 
-    return {**SECTIONS, **races.SECTIONS}
+    return {**SECTIONS, **races.SECTIONS, **overhead.SECTIONS}
 
 
 def run(root: Path, device: str = "auto", only: list[str] | None = None, say: Callable[[str], None] = print) -> dict:

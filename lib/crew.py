@@ -13,12 +13,10 @@ import selectors
 import signal
 import subprocess
 import tempfile
-import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
-from queue import SimpleQueue
 
-from lib import course, turns, workers
+from lib import course, workers
 
 LOOK = 0.2  # seconds between two looks at what is due, when nothing comes in
 
@@ -79,8 +77,8 @@ class Worker:
     """A process of the crew, the order it is at, and what it has said so far."""
 
     def __init__(self, settings: Mapping, environment: Mapping[str, str]):
-        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115: as long as the process
-        self.process = workers.start(self.said, "crew.serve()", subprocess.PIPE, **environment)
+        self.said = tempfile.TemporaryFile("w+")
+        self.process = workers.start(self.said, "turns.serve()", subprocess.PIPE, **environment)
         self.order: Mapping | None = None
         self.heard, self.answers = b"", 0
         self._tell(settings)
@@ -124,22 +122,6 @@ class Worker:
         if code == -signal.SIGKILL:
             words = ["it was killed, most likely for lack of memory; use fewer jobs"]
         return ": ".join([f"its process ended with code {code}", *words[-1:]])
-
-
-def serve() -> None:
-    """What a process of the crew does: the settings come first, then orders, one line each; answers go out the same way."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a task prints
-    lines: SimpleQueue = SimpleQueue()
-
-    def listen() -> None:
-        workers.end_with_parent(lines.put)
-
-    threading.Thread(target=listen, daemon=True).start()
-    settings = json.loads(lines.get())
-    while True:
-        told = turns.take(json.loads(lines.get()), **settings)
-        print(json.dumps(told), file=answers, flush=True)
 
 
 def _where(n: int, environment: Mapping[str, str]) -> str:

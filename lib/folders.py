@@ -15,7 +15,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import nbformat
 from filelock import FileLock, Timeout
 
 from lib.params import shown
@@ -100,6 +99,8 @@ def fingerprint(notebook: Path, parameters: dict, root: Path) -> dict[str, str]:
 
     A notebook whose cells name verdicts.json quotes the published verdicts and the ledger too.
     """
+    import nbformat  # here, not above: it takes seconds to import, and most users of this file need none of it
+
     cells = [[c.cell_type, c.source] for c in nbformat.read(notebook, 4).cells]
     library = {path.name: path.read_bytes() for path in sorted((Path(root) / "lib").glob("*.py"))}
     quoted = [Path(root) / "outputs" / "reference" / Path(notebook).stem / "metrics.json"]

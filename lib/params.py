@@ -23,7 +23,6 @@ import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
 import yaml
 
 TYPES = {"int": int, "float": float, "bool": bool, "str": str}
@@ -125,6 +124,8 @@ def override(text: str) -> tuple[str, object]:
 
 def parameters(notebook: Path) -> dict[str, Parameter]:
     """What a notebook's parameters cell declares; ParameterError where the cell breaks the convention at the top of this file."""
+    import nbformat  # here, not above: it takes seconds to import, and a parameter file alone needs none of it
+
     notebook = Path(notebook)
     try:
         cells = nbformat.read(notebook, 4).cells

@@ -47,6 +47,7 @@ class Options:
     resume: bool = False  # there must be something to continue
     yes: bool = False  # also beyond LIMIT tasks
     keep: bool = False  # weights stay
+    root: Path | None = None  # the checkout whose notebooks are run; None: this one
 
 
 def run(design, folder: Path | str, options: Options, say: Callable[[str], None] = print, show: bool | None = None) -> dict:
@@ -58,7 +59,7 @@ def run(design, folder: Path | str, options: Options, say: Callable[[str], None]
     folder = Path(folder)
     check(design, folder, options)
     with _engine(options) as (device, slots), claim(folder):
-        orders = list(named(design).values())
+        orders = list(named(design, options.root).values())
         folders.write_json(folder / ABOUT, about(design, orders))
         began = time.time()
         at = _course(folder, orders, slots, show, engine=options.engine, device=device)
@@ -171,11 +172,11 @@ def _taken(folder: Path) -> RunError:
     return RunError(f"{shown(folder)} is in use by another sweep; wait for it to end, or write elsewhere with --out")
 
 
-def named(design) -> dict[str, dict]:
+def named(design, root: Path | None = None) -> dict[str, dict]:
     """The orders of a design by id, in its order; tasks that are the same are one, with all their names."""
     found: dict[str, dict] = {}
     for name, task in design.tasks:
-        order = turns.order(name, task)
+        order = turns.order(name, task, root)
         if order["id"] in found and name not in found[order["id"]]["name"].split(" = "):
             order["name"] = f"{found[order['id']]['name']} = {name}"
         found.setdefault(order["id"], order)["name"] = order["name"]

@@ -13,10 +13,12 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 from lib import arms, workers
 
@@ -33,14 +35,18 @@ class Idle:
     fails: str = ""
 
 
-def order(name: str, task: object) -> dict:
-    """A task as a plain mapping: name, id, kind and what it is made of. A notebook's task has `notebook` and `parameters`."""
+def order(name: str, task: object, root: Path | None = None) -> dict:
+    """A task as a plain mapping: name, id, kind and what it is made of. A notebook's task has `notebook` and `parameters`.
+
+    root: the checkout of the notebooks, None: this one.
+    """
     if isinstance(task, arms.Arm):
         settings, kind = arms.settings(task), "arm"
     elif isinstance(task, Idle):
         settings, kind = {"seconds": task.seconds, "fails": task.fails}, "idle"
     else:
         settings, kind = {"notebook": task.notebook, "parameters": dict(task.parameters)}, "notebook"
+        settings |= {"root": str(root.absolute())} if root else {}
     return {"name": name, "id": task.id, "kind": kind, "settings": settings}
 
 
@@ -74,9 +80,9 @@ def take(order: Mapping, folder: str, device: str, since: float, keep: bool = Fa
         with workers.one_thread():
             held = workers.claimed(here, since, work)
     except OSError as error:  # nothing can be written: a full disk, most likely
-        return {"status": "failed", "error": f"{type(error).__name__}: {error}", "seconds": 0.0}
+        return {"status": "failed", "error": f"{type(error).__name__}: {error}", "psnr": None, "seconds": 0.0}
     if not held:
-        return {"status": "busy"}
+        return {"status": "busy", "error": "", "psnr": None, "seconds": 0.0}
     found = workers.answer(here, 0.0 if ran else since) or {"error": "its answer is gone"}
     if ran and POISONED in (found.get("error") or ""):
         raise SystemExit(f"{order['name']}: {found['error']}")
@@ -111,6 +117,22 @@ def journal(here: Path) -> list[dict]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
+def serve() -> None:
+    """What a process of crew.py does: the settings come first, then orders, one line each; answers go out the same way."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a task prints
+    lines: SimpleQueue = SimpleQueue()
+
+    def listen() -> None:
+        workers.end_with_parent(lines.put)
+
+    threading.Thread(target=listen, daemon=True).start()
+    settings = json.loads(lines.get())
+    while True:
+        told = take(json.loads(lines.get()), **settings)
+        print(json.dumps(told), file=answers, flush=True)
+
+
 # ---- what a task is made of ----
 
 
@@ -122,12 +144,13 @@ def _notebook(settings: Mapping, here: Path, folder: Path, device: str, keep: bo
     """Execute a notebook with its parameters into run/; a stopped one continues from its checkpoints."""
     from lib import folders, params, run  # here: papermill takes seconds to import
 
-    path = run.ROOT / "notebooks" / f"{settings['notebook']}.ipynb"
+    root = Path(settings.get("root", run.ROOT))
+    path = root / "notebooks" / f"{settings['notebook']}.ipynb"
     values = params.effective(path, None, dict(settings["parameters"]))
     values.pop("folder", None)
     if "device" in values:
         values["device"] = device
-    task = run.Task(path, "sweep", (here / "run").absolute(), values, folders.fingerprint(path, values, run.ROOT), run.ROOT)
+    task = run.Task(path, "sweep", (here / "run").absolute(), values, folders.fingerprint(path, values, root), root)
     try:
         row = run.finish(task, f"{path.stem} {here.name}", force=False, say=lambda text: None)
     except run.Interrupted as stopped:

@@ -44,6 +44,7 @@ GROUPS = [
         "crew",
         "cluster",
         "board",
+        "overhead",
         "playground",
         "view",
         "stories",
