@@ -1,5 +1,5 @@
 # The commands of the lab. Each one first sets up .venv, once, and again when pyproject.toml or constraints.txt change.
-#   make run [PROFILE=cpu|long|gpu] [ONLY="02 04"] [ARGS="--set seed=1 --force"]   make test   make lab   make bench   make refs [ONLY=...]
+#   make run [PROFILE=cpu|long|gpu] [ONLY="02 04"] [ARGS="--set seed=1 --force"]   make test   make lab   make app   make bench   make refs [ONLY=...]
 
 PROFILE ?= cpu
 ONLY ?=
@@ -10,7 +10,7 @@ NOTEBOOK = $(firstword $(sort $(wildcard notebooks/*.ipynb)))
 # One thread: the models are small, and two threads beside a busy neighbour can be ten times slower than one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test lab bench refs
+.PHONY: run test lab app bench refs
 
 run: .venv/installed
 	@$(PY) -m lib run --profile $(PROFILE) $(if $(ONLY),--only $(ONLY)) $(ARGS)
@@ -23,8 +23,12 @@ test: .venv/installed
 	$(PY) -m pytest --nbval --nbval-sanitize-with tests/sanitize.cfg --nbval-cell-timeout 300 tests notebooks $(ARGS) || failed=1; \
 	exit $$failed
 
+# On this machine alone, with a token; both say their address. Options: make lab ARGS="--port=9999", make app ARGS="--theme dark".
 lab: .venv/installed
-	@$(PY) -m jupyterlab $(NOTEBOOK)
+	@$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 $(NOTEBOOK) $(ARGS)
+
+app: .venv/installed
+	@$(PY) -m lib app $(ARGS)
 
 bench: .venv/installed
 	@$(PY) -m lib bench $(ARGS)

@@ -1,4 +1,4 @@
-"""The command line: `python -m lib run | sweep | refs | status | bench | publish | train | reconstruct | check`.
+"""The command line: `python -m lib run | sweep | refs | status | bench | publish | train | reconstruct | app | check`.
 
 Bad input: one line and exit code 2; a failing cell: one line and 1."""
 
@@ -186,6 +186,21 @@ def train_command(given: argparse.Namespace) -> int:
     return 0
 
 
+def app_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="the address to listen on (default 127.0.0.1: nobody but this machine)")
+    add("--port", type=int, default=8866, help="default 8866")
+    add("--theme", default="light", help="light (default) or dark")
+
+
+def app_command(given: argparse.Namespace) -> int:
+    from lib import serve
+
+    if given.output or given.root:
+        raise ValueError("app writes nothing; leave --output and --root out")
+    return serve.run(given.host, given.port, given.theme)
+
+
 def no_arguments(parser: argparse.ArgumentParser) -> None:
     """A command without options of its own."""
 
@@ -200,6 +215,7 @@ COMMANDS = {
     "publish": ("make finished runs the reference that README and notebooks quote", publish_arguments, publish_command),
     "reconstruct": ("make a field of scattered readings", reconstruct_arguments, reconstruct_command),
     "train": ("learn a prior from past fields, for reconstruct --weights", train_arguments, train_command),
+    "app": ("the playground as a page of its own, by Voila", app_arguments, app_command),
     "check": ("is this machine ready?", no_arguments, check_command),
 }
 

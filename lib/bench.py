@@ -150,6 +150,14 @@ GOALS = [
     ("solver", "rk4", "RK4's overhead over torchdiffeq's", "at most", 0.5),
     ("solver", "wrong_counts", "wrong counts of evaluations, 1 to 256 steps", "at most", 0),
     ("encoder", "nn_1075", "v4's encoder, 1,075 tokens: time of nn.TransformerEncoder over ours", "at least", 2.0),
+    ("browser", "v5_32_ms", "playground, 32 x 32, V5: slider to changed maps, median (ms)", "at most", 120),
+    ("browser", "v5_32_p95_ms", "the same, 95 of 100 moves (ms)", "at most", 250),
+    ("browser", "cheap_32_ms", "playground, 32 x 32, cheap methods: median (ms)", "at most", 120),
+    ("browser", "cheap_32_p95_ms", "the same, 95 of 100 moves (ms)", "at most", 250),
+    ("browser", "v5_128_p95_ms", "playground, 128 x 128, V5: 95 of 100 moves (ms)", "at most", 500),
+    ("browser", "drag_settled_ms", "a drag of 40 moves: from letting go to the last change (ms)", "at most", 400),
+    ("browser", "open_s", "notebook 00 from a running server to a usable playground (s)", "at most", 20),
+    ("browser", "memory_mb", "kernel after 500 more moves (MB)", "at most", 50),
     ("encoder", "nn_4147", "v4's encoder, 4,147 tokens: time of nn.TransformerEncoder over ours", "at least", 2.0),
     ("sweep", "local_seconds", "a sweep on this machine: seconds per arm beyond its work", "at most", 0.3),
     ("sweep", "local_minutes", "1,000 arms that do nothing, two at a time: minutes", "at most", 5.0),
@@ -160,9 +168,9 @@ GOALS = [
 
 def sections() -> dict[str, Callable[..., dict]]:
     """Every section by name."""
-    from lib import overhead, races  # here: they measure with this module's clock, or start programs that import it
+    from lib import latency, overhead, races  # here: they measure with this module's clock, or start programs that import it
 
-    return {**SECTIONS, **races.SECTIONS, **overhead.SECTIONS}
+    return {**SECTIONS, **races.SECTIONS, **overhead.SECTIONS, **latency.SECTIONS}
 
 
 def run(root: Path, device: str = "auto", only: list[str] | None = None, say: Callable[[str], None] = print) -> dict:

@@ -51,7 +51,7 @@ def prepared(folder: Path, host: str, port: int, theme: str) -> tuple[list[str],
     try:
         import voila  # noqa: F401
     except ImportError:
-        raise ValueError("Voila is not installed; `pip install -e '.[app]'` brings it, or use `make lab`") from None
+        raise ValueError("Voila is not installed; `pip install voila` brings it, or use `make lab`") from None
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
     book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     path = folder / "Sparse Fields Lab.ipynb"

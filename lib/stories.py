@@ -63,8 +63,8 @@ STORIES = {
     ),
     "land in the sea": Story(
         View("sst", "gp", readings=51, seed=1),
-        "Monthly sea-surface temperature along the equator in kelvin; grey is land. Readings in one corner leave the deviation large "
-        "elsewhere: add one where it is darkest.",
+        "Monthly sea-surface temperature along the equator in kelvin; grey is land. The deviation is large where nothing was read: add a "
+        "reading where it is darkest.",
     ),
 }
 

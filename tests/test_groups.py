@@ -55,6 +55,7 @@ GROUPS = [
         "export",
         "serve",
         "browsing",
+        "latency",
         "design",
         "techniques",
         "synergy",
