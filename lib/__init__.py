@@ -10,13 +10,14 @@ Letters, one meaning each
 Reading order, each group importing only from itself and the groups before it
     world   worlds (realworlds, files, gaussian), data (layouts, augment) fields, readings, batches
             weights                                             learned numbers in files that run no code
-    encode  layers, ssm (scans), order, paths, encoders, model  readings to memory, memory to velocity
+    encode  layers, ssm (scans), order, paths, encoders         parts of networks
+            versions, model (refined)                           the table of systems; readings to memory, memory to velocity
             posterior (basis, waves)                            columns and readings to mean, deviation, samples and evidence
             hybrid (kernels, settings, dictionary)              readings to a mixture of Gaussian processes
     flow    flow, ode                                           loss, samples, solvers
             coupling, penalties                                 which noise belongs to which data, smoothness and spectra
     judge   baselines (perfield, optimal, oracle), metrics      what needs no network, and the scores of all
-            v5                                                  ours: several posteriors, weighed by evidence
+            v5 (refine)                                         ours: several posteriors, weighed by evidence; a flow from them
             diagnosis                                           what a model does besides its score
             plots (theme, maps, marks, png), report, widgets    figures, what a notebook shows, explorers
             claims (ledger, rules)                              what was promised, and the verdicts on it
@@ -34,5 +35,5 @@ Reading order, each group importing only from itself and the groups before it
             evidence, family, answers, inquiry                  from tables to verdicts and sentences; versions side by side
             run (params, folders, kernel, page, machine, jobs)  notebooks in batch, with parameter files
             reconstruct (intake, frame, delivery)               a field from the user's own readings
-            refs, publish, check                                saved outputs, reference results, is all well
+            refs, publish, check (pictures)                     saved outputs, reference results, is all well
 """

@@ -151,7 +151,8 @@ def _merged(its: pd.DataFrame) -> dict:
     found = {name: its[name].mean() for name in (*SCORES, "ms_per_field") if name in its}
     each = [np.array(v) for v in its.psnr_fields]
     found["psnr"], found["psnr_low"], found["psnr_high"] = study.interval(each)
-    joined = {f"{name}_fields": [v for row in its[f"{name}_fields"] for v in row] for name in ("psnr", "crps") if f"{name}_fields" in its}
+    lists = [name for name in ("psnr_fields", "crps_fields") if name in its and its[name].map(lambda v: isinstance(v, list)).all()]
+    joined = {name: [v for row in its[name] for v in row] for name in lists}
     return found | {"psnr_median": float(np.median(np.concatenate(each)))} | joined
 
 

@@ -92,9 +92,17 @@ def _pairs(model, batch: Batch, generator: torch.Generator) -> tuple[Batch, Tens
     drawn = {"generator": generator, "device": batch.y_qry.device, "dtype": batch.y_qry.dtype}
     batch = _in_precision_of(model, batch)
     y_1, known = _targets(model, batch)
-    y_0 = torch.randn(y_1.shape, **drawn).to(y_1.dtype)
+    y_0 = _noise(model, batch, generator, drawn["dtype"])
     t = torch.rand(len(y_1), **drawn).to(y_1.dtype)
     return batch, y_0, y_1, known, t
+
+
+def _noise(model, batch: Batch, generator: torch.Generator, dtype: torch.dtype) -> Float[Tensor, "B M C"]:
+    """What a path starts from, in the network's units: white noise, or what the model says that its paths start from."""
+    if hasattr(model, "noise"):
+        return model.noise(batch, generator)
+    s = batch.s_qry
+    return torch.randn(*s.shape[:2], model.channels, generator=generator, device=s.device, dtype=dtype).to(s.dtype)
 
 
 def _in_precision_of(model, batch: Batch) -> Batch:
@@ -131,9 +139,9 @@ def sample(
         raise ValueError(f"at least one sample is needed, got samples={samples}")
     training = model.training
     model.eval()
-    shape, drawn = (*batch.s_qry.shape[:2], model.channels), batch.s_qry.dtype
+    drawn = batch.s_qry.dtype
     batch = _in_precision_of(model, batch)
-    noise = lambda: torch.randn(shape, generator=generator, device=batch.s_qry.device, dtype=drawn).to(batch.s_qry.dtype)  # noqa: E731
+    noise = lambda: _noise(model, batch, generator, drawn)  # noqa: E731
     seen = (lambda t, y: callback(t, model.restore(y))) if callback else None
     try:
         memory = model.encode(batch)

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lib import augment, checkpoint, coupling, data, penalties, progress, worlds
+from lib import augment, checkpoint, coupling, data, penalties, progress, refine, worlds
 from lib.checkpoint import CheckpointError
 from lib.model import ModelConfig
 from lib.objective import Objective
@@ -140,6 +140,7 @@ class Run:
         if config.precision == "float64":
             model.double()
         self.model = model.to(device).scale_by(data.measure(fields))
+        self.fields, fields = fields, refine.prepare(model, fields)
         self.batches = data.batches(
             fields, config.batch, config.readings, queries, config.sensors, config.positions, config.layout, config.noise,
             generator=data.generator(config.seed, "batches", device), device=device, augment=config.augment,
@@ -286,6 +287,7 @@ class Run:
         """Hand the answering weights to the model and close the history."""
         if self.average:
             self.model.load_state_dict(self.average.module.state_dict())
+        refine.settle(self.model, self.fields)
         self.model.eval()
         self.history["seconds"] = self.seconds()
 

@@ -56,6 +56,7 @@ GROUPS = [
         "serve",
         "browsing",
         "latency",
+        "pictures",
         "design",
         "techniques",
         "synergy",
