@@ -75,17 +75,25 @@ def sweep_command(given: argparse.Namespace) -> int:
     if given.dry_run:
         print("\n".join(sweep.plan(found, folder, options)))
         return 0
-    return 1 if sweep.run(found, folder, options)["failed"] else 0
+    failed = sweep.run(found, folder, options)["failed"]
+    if found.rule == "techniques":
+        from lib import synergy
+
+        print(synergy.summary(folder))
+    return 1 if failed else 0
 
 
 def refs_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="numbers or names, for example 02 04")
+    parser.add_argument("--pictures", action="store_true", help="make the README's animation and screenshot too, or without --only, them alone")
 
 
 def refs_command(given: argparse.Namespace) -> int:
-    from lib import refs, run
+    from lib import pictures, refs, run
 
-    changed = refs.refresh(given.only, root=given.root or run.ROOT)
+    root = given.root or run.ROOT
+    changed = [] if given.pictures and not given.only else refs.refresh(given.only, root=root)
+    changed += pictures.make(root) if given.pictures else []
     print(f"changed: {', '.join(changed) or 'none'}")
     return 0
 

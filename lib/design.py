@@ -60,6 +60,7 @@ class Design:
     kind: str
     tasks: Sequence[tuple[str, arms.Arm | Book]]
     hash: str
+    rule: str = ""  # one of RULES
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -102,7 +103,7 @@ def build(given: Mapping, overrides: Mapping, name: str, root: Path) -> Design:
             raise ValueError(f"{switch!r} is varied by the rule {rules[0]!r}, so it cannot be set for all; change it in the file")
     tasks = [(title, make(chosen, seed)) for seed in seeds for title, chosen in variants.items()]
     seedless = [(title, make(chosen, 0).id) for title, chosen in variants.items()]
-    return Design(str(given.get("name", name)), kind, tasks, _hash(seedless))
+    return Design(str(given.get("name", name)), kind, tasks, _hash(seedless), rules[0])
 
 
 # ---- from switches to tasks ----

@@ -126,11 +126,21 @@ def _decibels(number: Number) -> str:
 # ---- words and verdicts ----
 
 
-def by_world(table: pd.DataFrame) -> list[dict]:
-    """A row per version: what it has over the base on every world of the table, paired by seed and field; the best on average first."""
+def joined(table: pd.DataFrame, away: Sequence[tuple[str, arms.Arm]], folder: Path | str, device: str, jobs: int) -> pd.DataFrame:
+    """A table with the rows of further arms, run here where they are not finished."""
+    return pd.concat([table, synergy.named(study.run(away, folder, device, jobs))]) if away else table
+
+
+def by_world(table: pd.DataFrame, only: Sequence[str] = ()) -> list[dict]:
+    """A row per version (all, or "T1+T2" ... in `only`) with its gain over v2 on every world, paired by field; the best on average first.
+
+    Only worlds that hold v2 count, and on each the seeds that both finished.
+    """
     table, found = synergy.named(table), {}
+    table = table.assign(name=table["techniques"].map(label))
+    if only:
+        table = table[table["name"].isin(["v2", *only])]
     for world, some in table.groupby("world", sort=False):
-        some = some.assign(name=some["techniques"].map(label))
         if "v2" in set(some["name"]):
             for row in study.gains(some, "v2").itertuples():
                 found.setdefault(row.name, {})[world] = (row.gain, row.low, row.high)

@@ -28,6 +28,7 @@ from scipy import stats
 from lib import folders, study, techniques
 
 NAMES = tuple(techniques.TECHNIQUES)
+FILES = ("table.csv", "performance_matrix.csv", "effects.csv", "technique_ranking.json", "best_combinations.json")
 BEYOND = 2.0  # standard errors from which an effect is called one
 Number = tuple[float, float, float]  # value, low, high of a 95 % interval
 
@@ -232,6 +233,17 @@ def write(folder: Path | str, table: pd.DataFrame) -> Fit:
     content = {"measured": top, "predicted_best": {"techniques": list(names), "psnr": number}, "greedy": greedy(scores, found)}
     folders.write_json(folder / "best_combinations.json", {"about": about(found), **content})
     return found
+
+
+def summary(folder: Path | str) -> str:
+    """Write the results of a sweep's folder and say so in a line, or why there are none yet."""
+    try:
+        found = write(folder, study.table(folder))
+    except ValueError as error:
+        return f"no results of techniques yet: {error}"
+    first = ranking(found)[0]
+    files = f"{', '.join(FILES)} are in {folders.shown(Path(folder))}"
+    return f"the most on average: {first['technique']} {first['name']}, {first['average'][0]:+.1f} dB; {files}"
 
 
 def about(found: Fit) -> dict:

@@ -154,6 +154,12 @@ def test_results_are_written_and_the_table_is_read_back(tmp_path):
     assert json.loads((tmp_path / "best_combinations.json").read_text())["greedy"][0]["names"] == []
     assert pd.read_csv(tmp_path / "performance_matrix.csv", index_col=0).shape == (10, 10)
     assert len(pd.read_csv(tmp_path / "effects.csv")) == 55
+    for row in table.drop(columns=["name", "error"]).to_dict("records"):
+        place = tmp_path / "sweep" / "arms" / row["id"]
+        place.mkdir(parents=True)
+        (place / "row.json").write_text(json.dumps(row, default=str))
+    assert synergy.summary(tmp_path / "sweep").startswith("the most on average: T2 multi-scale encoding, +")
+    assert synergy.summary(tmp_path).startswith("no results of techniques yet")
     with pytest.raises(ValueError, match=r"none\.csv is no table of a sweep"):
         synergy.read(tmp_path / "none.csv")
 
