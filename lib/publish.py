@@ -217,6 +217,7 @@ def _origin(p: dict) -> str:
     where = p["gpu"] if p["device"] == "cuda" else f"{p['cpu']}, {p['threads']} thread(s)"
     told = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in sizes.items())
     spent = "continued from an earlier run" if p.get("continued_from") else f"{p['seconds'] / 60:.0f} min"
-    seeds = p["parameters"].get("seeds") or [p["parameters"].get("seed", 0)]
-    count = "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
+    seeds = p["parameters"].get("seeds", 1)  # which, or how many
+    seeds = seeds if isinstance(seeds, int) else len(seeds)
+    count = "one seed" if seeds == 1 else f"{seeds} seeds"
     return f"profile `{p['profile']}` ({told}, {count}), {where}, {spent}, {p['date'][:10]}"
