@@ -35,6 +35,7 @@ bench: .venv/installed
 
 refs: .venv/installed
 	@$(PY) -m lib refs $(if $(ONLY),--only $(ONLY))
+	@$(if $(ONLY),,$(PY) -m lib refs --pictures)
 
 .venv/installed: pyproject.toml constraints.txt
 	@for python in python3 python3.13 python3.12 python3.11; do \

@@ -85,7 +85,7 @@ def sweep_command(given: argparse.Namespace) -> int:
 
 def refs_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="numbers or names, for example 02 04")
-    parser.add_argument("--pictures", action="store_true", help="make the README's animation and screenshot too, or without --only, them alone")
+    parser.add_argument("--pictures", action="store_true", help="make the README's pictures; without --only, nothing but them")
 
 
 def refs_command(given: argparse.Namespace) -> int:

@@ -5,122 +5,42 @@ the test is skipped, except where the variable CI is set: there it fails. A scre
 """
 
 import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-import uuid
-from contextlib import contextmanager
-from pathlib import Path
 
 import nbformat
 import pytest
 
-ROOT = Path(__file__).parents[1]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+from lib import browsing
+from lib.browsing import ERRORS, screenshot
+
 CELLS = (
     "from lib import plots, report, widgets",
     "report.explorer(widgets.world_explorer(['plane'], train=20, method='linear'))",
     "report.show(plots.bars({'gp': 18.3, 'oi': 43.3}, 'PSNR (dB)'), 'bars', 'OI wins')",
 )
-ERRORS = """() => window.jupyterapp.shell.currentWidget.content.model.sharedModel.cells
-    .flatMap(c => (c.outputs || []).filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue))"""
-IDLE = "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
-SHUT_DOWN = "async () => { await window.jupyterapp?.shell.currentWidget?.sessionContext?.shutdown(); }"
 
 
-def need(found, what: str):
-    """What was found; else skip, or fail under CI."""
-    if not found:
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """A notebook with an explorer and a figure, all cells run, in a JupyterLab with nobody's settings but its own."""
+    if what := browsing.missing():
         (pytest.fail if os.environ.get("CI") else pytest.skip)(what)
-    return found
-
-
-@pytest.fixture(scope="module")
-def browser():
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        need(None, "playwright is not installed (pip install -e .[dev])")
-    path = os.environ.get("CHROME_BIN") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    need(path, "no Chromium: apt-get install chromium, or set CHROME_BIN")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    """Address and root folder of a JupyterLab with nobody's settings but its own."""
     root = tmp_path_factory.mktemp("lab")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    own = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR")
-    env = os.environ | {name: str(root / f".{name.lower()}") for name in own} | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", f"--ServerApp.root_dir={root}"]
-    options += ["--ServerApp.port_retries=0", "--IdentityProvider.token=", "--ServerApp.password=", "--ServerApp.disable_check_xsrf=True"]
-    options += ["--LabApp.expose_app_in_browser=True"]
-    quiet = root / ".jupyterlab_settings_dir" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
-    quiet.parent.mkdir(parents=True)
-    quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}')
-    with open(root / "lab.log", "w") as log:
-        command = [sys.executable, "-m", "jupyter", "lab", *options]
-        server = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(120):
-            assert server.poll() is None, (root / "lab.log").read_text()[-2000:]
-            try:
-                urllib.request.urlopen(f"{address}/api/status", timeout=2)
-                break
-            except OSError:
-                time.sleep(0.25)
-        yield address, root
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(20)
-
-
-@pytest.fixture(scope="module")
-def page(browser, lab):
-    """A notebook with an explorer and a figure, all cells run."""
-    address, root = lab
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
     book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(book, root / "tiny.ipynb")
-    page = browser.new_page(viewport={"width": 1280, "height": 1400})
-    try:
-        with screenshot(page, root):
-            page.goto(f"{address}/lab/workspaces/{uuid.uuid4().hex[:8]}/tree/tiny.ipynb?reset", wait_until="domcontentloaded")
-            page.wait_for_selector(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook .jp-Cell", timeout=60_000)
-            page.wait_for_function(IDLE, timeout=60_000)
-            page.evaluate("async () => window.jupyterapp.commands.execute('notebook:run-all-cells')")
-            assert page.evaluate(ERRORS) == []
+    with browsing.browser() as browser, browsing.lab(root) as address:
+        page = browsing.page(browser)
+        with screenshot(page, root / "failure.png"):
+            browsing.open_notebook(page, address, "tiny.ipynb")
+            assert browsing.run_all(page) == []
         page.root = root
         yield page
-    finally:
-        page.evaluate(SHUT_DOWN)
+        page.evaluate(browsing.SHUT_DOWN)
         page.close()
 
 
-@contextmanager
-def screenshot(page, root: Path):
-    """Keep what the browser shows when the block fails."""
-    try:
-        yield
-    except BaseException:
-        page.screenshot(path=str(root / "failure.png"))
-        print("screenshot:", root / "failure.png")
-        raise
-
-
 def test_slider_moves_plot_by_keyboard(page):
-    with screenshot(page, page.root):
+    with screenshot(page, page.root / "failure.png"):
         plot = ".jp-OutputArea .widget-vbox .js-plotly-plot"
         page.wait_for_selector(f"{plot} .main-svg", timeout=60_000)
         title = f"document.querySelector('{plot}').layout.annotations?.[0]?.text"
@@ -140,7 +60,7 @@ def test_slider_moves_plot_by_keyboard(page):
 
 
 def test_shown_figure_turns_from_picture_to_plot(page):
-    with screenshot(page, page.root):
+    with screenshot(page, page.root / "failure.png"):
         picture = page.locator(".jp-RenderedPlotly img.plot-img")
         picture.scroll_into_view_if_needed()
         assert picture.evaluate("i => [i.naturalWidth, i.naturalHeight]") == [840, 380]
