@@ -28,6 +28,12 @@ def label(names: Sequence[str]) -> str:
     return techniques.JOIN.join(names) or "v2"
 
 
+def short(names: Sequence[str]) -> str:
+    """The same where there is little room: "all but T8, T9" for large sets."""
+    missing = [name for name in synergy.NAMES if name not in names]
+    return label(names) if len(names) < 6 else f"all but {', '.join(missing)}" if missing else "all ten"
+
+
 # ---- which arms ----
 
 
@@ -84,32 +90,33 @@ def synergies(found: Fit) -> go.Figure:
 
 def top(scores: Scores, found: Fit, count: int = 10) -> go.Figure:
     """The best measured versions, with what the regression predicts for them, above the base."""
-    some = [*synergy.best(scores, count), ((), synergy.study.interval(list(scores[()])))]
-    values = {label(names): {"measured": number, "predicted": found.predict(names)} for names, number in some}
-    return plots.bars(values, "PSNR (dB)")
+    some = [*synergy.best(scores, count), ((), study.interval(list(scores[()])))]
+    values = {short(names): {"measured": number, "predicted": found.predict(names)} for names, number in some}
+    return plots.bars(values, "PSNR (dB)", horizontal=True).update_layout(height=90 + 34 * len(values), margin_l=150)
 
 
 def explorer(scores: Scores, found: Fit) -> tuple[dict[str, ipywidgets.Widget], Callable[..., tuple[go.Figure, str]]]:
     """What widgets.explorer needs: a box per technique, and the measured and predicted PSNR of the set that is ticked."""
-    base, best = synergy.study.interval(list(scores[()])), synergy.best(scores, 1)[0]
+    base, best = study.interval(list(scores[()])), synergy.best(scores, 1)[0]
     boxes = {name: _box(f"{name} {techniques.TECHNIQUES[name].name}", name in best[0]) for name in synergy.NAMES}
 
     def update(**on: bool) -> tuple[go.Figure, str]:
         names = tuple(name for name in synergy.NAMES if on[name])
         predicted = found.predict(names)
-        values = {"v2": base, "predicted": predicted, f"best measured: {label(best[0])}": best[1]}
+        values = {"v2": base, "predicted": predicted, "best measured": best[1]}
         text = f"<b>{html.escape(label(names))}</b> · predicted {_decibels(predicted)}"
         if names in scores:
-            here = synergy.study.interval(list(scores[names]))
+            here = study.interval(list(scores[names]))
             values = {"v2": base, "measured": here, **values}
             text += f" · measured <b>{_decibels(here)}</b>, {here[0] - base[0]:+.1f} dB over v2"
+            text += ", the best of all" if names == best[0] else ""
         else:
             text += f" · <b>not among the {len(scores)} versions</b>, so nothing is measured"
         sole = [n for n in names if (n,) in found.effects]
         parts = ", ".join(f"{n} {found.contrast({(n,): 1.0})[0]:+.1f}" for n in sole)
         together = predicted[0] - found.predict(())[0] - sum(found.contrast({(n,): 1.0})[0] for n in sole)
         text += f"<br>alone {parts or 'nothing'}; synergies {together:+.1f} dB; a left-out version is missed by {found.left_out:.1f} dB"
-        order = ["v2", "measured", "predicted", f"best measured: {label(best[0])}"]
+        order = ("v2", "measured", "predicted", "best measured")
         return plots.bars({name: values.get(name) for name in order}, "PSNR (dB)"), text
 
     return boxes, update

@@ -28,6 +28,7 @@ Two penalties need no neighbours and no second look: they act on the scattered q
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import replace
 
@@ -96,16 +97,20 @@ def spectrum(model, seen: flow.Look) -> Float[Tensor, ""]:
 
 def transform(y: Float[Tensor, "B M C"], s: Float[Tensor, "B M 2"], known: Float[Tensor, "B M C"]) -> tuple[Tensor, Tensor]:
     """Real and imaginary part (B, K, C) of sum_j y_j exp(-i pi k s_j) / sqrt(number known) for every wave vector k."""
-    phase = math.pi * s @ waves(WAVES).to(s).mT  # B M K
+    phase = math.pi * s @ waves(WAVES, s.device, s.dtype).mT  # B M K
     size = known.sum(1, keepdim=True).clamp(min=1).sqrt()
     return phase.cos().mT @ y / size, -phase.sin().mT @ y / size
 
 
-def waves(most: int) -> Float[Tensor, "K 2"]:
-    """All wave vectors of up to `most` whole cycles along each axis, one of each pair k, -k, without the mean."""
+@functools.cache
+def waves(most: int, device="cpu", dtype: torch.dtype = torch.float64) -> Float[Tensor, "K 2"]:
+    """All wave vectors of up to `most` whole cycles along each axis, one of each pair k, -k, without the mean.
+
+    Kept, since a copy to a GPU at every step would make it wait.
+    """
     cycles = torch.arange(-most, most + 1, dtype=torch.float64)
     k = torch.cartesian_prod(cycles, cycles)
-    return k[(k[:, 0] > 0) | ((k[:, 0] == 0) & (k[:, 1] > 0))]
+    return k[(k[:, 0] > 0) | ((k[:, 0] == 0) & (k[:, 1] > 0))].to(device, dtype)
 
 
 def consistency(model, seen: flow.Look, generator: torch.Generator) -> Float[Tensor, ""]:
