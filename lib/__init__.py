@@ -26,7 +26,7 @@ Reading order, each group importing only from itself and the groups before it
             arms, cost (memory), bench (races, overhead, latency)  one arm of an experiment, what it costs
             peers                                               ConvCNP, trained on the same batches
             study (workers), attribution                        many arms in one table; which switch is worth what
-            contest, showcase, realshow                         methods side by side; what V5 is shown by; on real fields
+            contest, showcase, realshow, learning               methods side by side; what V5 is shown by; what learning takes
             playground (view, stories, trained, exactflow)      one field, read by hand, answered at once; its stories
             canvas, aside, export, serve (browsing)             maps in the page, slow answers, files, the page of its own
             techniques, design                                  the ten techniques; what a sweep runs, by rule

@@ -306,7 +306,9 @@ def convcnp(seconds: float, folder: Path | str) -> Method:
     return lambda case, batch: peers.predict(trained(case.world, case.past, case.seed), batch)
 
 
-def network(version: str, folder: Path | str | None, device: str, samples: int, solver_steps: int, **switches) -> Method:
+def network(
+    version: str, folder: Path | str | None, device: str, samples: int, solver_steps: int, solver: str = "euler", **switches
+) -> Method:
     """A version of lib/model.py trained on the case's past fields with these switches; the mean and deviation of `samples` of its draws."""
 
     @functools.cache
@@ -316,8 +318,9 @@ def network(version: str, folder: Path | str | None, device: str, samples: int, 
     def answer(case: Case, batch: Batch) -> Prediction:
         net, batch = trained(case.world, case.past, case.seed), batch.to(device)
         draw = data.generator(case.seed, "samples", device)
-        parts = [flow.predict(net, batch[i : i + 8], draw, solver_steps, "euler", samples) for i in range(0, len(batch.s_qry), 8)]
-        return Prediction(*(torch.cat([getattr(part, name) for part in parts]) for name in ("mean", "std")))
+        parts = [flow.predict(net, batch[i : i + 8], draw, solver_steps, solver, samples) for i in range(0, len(batch.s_qry), 8)]
+        names = ("mean", "std") if samples > 1 else ("mean",)
+        return Prediction(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
     return answer
 

@@ -17,6 +17,7 @@ GROUPS = [
     | {
         "contest",
         "learn",
+        "learning",
         "objective",
         "schedules",
         "peers",

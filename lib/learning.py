@@ -1,0 +1,59 @@
+"""What learning takes and gives: one prior for several worlds at once, and quality against the seconds it took."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+
+import plotly.graph_objects as go
+import torch
+from torch import Tensor
+
+from lib import baselines, contest, data, metrics, plots, v5
+from lib.contest import Case
+from lib.data import Batch, Prediction
+
+FORMULAS = ("past", "waves", "both")  # experts of worlds with a formula: processes add seconds, and nothing there
+
+
+@functools.lru_cache(maxsize=2)
+def mixture(names: tuple[str, ...], count: int, seed: int) -> Tensor:
+    """Past fields (about `count`, 1, H, W) of several worlds in equal parts, mixed."""
+    fields = torch.cat([contest.past_fields(name, count // len(names), seed) for name in names])
+    return fields[torch.randperm(len(fields), generator=data.generator(seed, "mixed"))]
+
+
+def universal(names: Sequence[str], count: int) -> dict[str, Callable[[Case, Batch], Prediction]]:
+    """V5 and optimal interpolation that learned all these worlds at once and are not told which one is asked, for contest.run."""
+    names, interpolation = tuple(names), baselines.get("oi")
+    prior = functools.cache(lambda seed: v5.learn(mixture(names, count, seed), experts=FORMULAS))
+    return {
+        "v5, one prior for all": lambda case, batch: v5.predict(prior(case.seed), batch),
+        "oi, one covariance for all": lambda case, batch: interpolation(batch, mixture(names, count, case.seed)),
+    }
+
+
+def in_time(case: Case, counts: Sequence[int]) -> dict[str, list[dict]]:
+    """V5 and optimal interpolation after learning from so many past fields: fields, seconds of learning, and mean PSNR on the case."""
+    batch, found = contest.test_batch(case), {"v5": [], "oi": []}
+    for count in counts:
+        past = contest.past_fields(case.world, count, case.seed).clone()  # a copy, for which nothing is kept yet
+        began = time.perf_counter()
+        prior = v5.learn(past, experts=FORMULAS)
+        found["v5"].append({"past fields": count, "seconds": time.perf_counter() - began, "psnr": _psnr(v5.mean(prior, batch), batch)})
+        began = time.perf_counter()
+        baselines.get("oi")(batch[:1], past)
+        seconds = time.perf_counter() - began
+        found["oi"].append({"past fields": count, "seconds": seconds, "psnr": _psnr(baselines.get("oi")(batch, past).mean, batch)})
+    return found
+
+
+def curve(found: dict[str, list[dict]], levels: dict[str, float]) -> go.Figure:
+    """PSNR against the seconds of learning, with what needs no learning as dotted levels."""
+    lines = {name: ([row["seconds"] for row in rows], [row["psnr"] for row in rows]) for name, rows in found.items()}
+    return plots.curves(lines, "seconds of learning", "PSNR (dB)", log_x=True, levels=levels)
+
+
+def _psnr(mean: Tensor, batch: Batch) -> float:
+    return float(metrics.psnr((mean.double() - batch.y_qry.double()).square().mean((1, 2))).mean())

@@ -1,0 +1,41 @@
+"""What learning takes: one prior for several worlds, quality against seconds."""
+
+import pytest
+import torch
+
+from lib import contest, learning, v5
+
+NAMES = ("plane", "radial")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(learning, "FORMULAS", ("past",))
+
+
+def test_a_mixture_holds_the_past_fields_of_every_world_once():
+    found = learning.mixture(NAMES, 20, 0)
+    parts = torch.cat([contest.past_fields(name, 10, 0) for name in NAMES])
+    assert len(found) == 20 and not torch.equal(found, parts)
+    rows = lambda y: sorted(map(tuple, y.flatten(1).tolist()))  # noqa: E731
+    assert rows(found) == rows(parts)
+
+
+def test_one_prior_for_all_is_that_of_the_mixture():
+    case = contest.Case("radial", 20, past=10, fields=2)
+    methods, batch = learning.universal(NAMES, 20), contest.test_batch(case)
+    truth = v5.predict(v5.learn(learning.mixture(NAMES, 20, 0), experts=("past",)), batch)
+    found = methods["v5, one prior for all"](case, batch)
+    assert torch.equal(found.mean, truth.mean)
+    assert not torch.allclose(methods["oi, one covariance for all"](case, batch).mean, contest.classical("oi")(case, batch).mean)
+
+
+def test_more_past_fields_take_longer_and_tell_more():
+    found = learning.in_time(contest.Case("separable", 51, fields=4), (4, 60))
+    for rows in found.values():
+        assert [row["past fields"] for row in rows] == [4, 60] and all(row["seconds"] > 0 for row in rows)
+        assert rows[1]["psnr"] > rows[0]["psnr"] - 3
+    assert found["oi"][1]["psnr"] > found["oi"][0]["psnr"] + 20
+    assert found["v5"][0]["psnr"] > 100  # waves need no past fields
+    fig = learning.curve(found, {"gp": 12.0})
+    assert {trace.name for trace in fig.data} >= {"v5", "oi"}
