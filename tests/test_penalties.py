@@ -116,7 +116,7 @@ def test_the_estimate_of_the_exact_velocity_at_a_known_time_is_the_data():
     batch = data.observe(y, 3)
 
     class Exact:
-        config = model.ModelConfig()
+        config, channels = model.ModelConfig(), 1
         normalise = staticmethod(lambda y: y)
         encode = staticmethod(lambda batch: None)
         network = staticmethod(lambda y_t, t, s, memory: (batch.y_qry - y_t) / (1 - t)[:, None, None])

@@ -131,6 +131,8 @@ def test_the_encoding_holds_the_bands_1_to_32_along_each_axis():
 class Straight:
     """Stands in for a network: the data it estimates are `guess(t)`."""
 
+    channels = 1
+
     def __init__(self, guess, kind="linear"):
         self.guess, self.config = guess, model.ModelConfig(prediction="data", path=kind)
 
