@@ -1,16 +1,18 @@
 # The commands of the lab. Each one first sets up .venv, once, and again when pyproject.toml or constraints.txt change.
 #   make run [PROFILE=cpu|long|gpu] [ONLY="02 04"] [ARGS="--set seed=1 --force"]   make test   make lab   make app   make bench   make refs [ONLY=...]
+#   make sweep [DESIGN=params/sweep.yaml] [ARGS="--seeds 2 --dry-run"]   make chaos [ARGS="--engine ray"]
 
 PROFILE ?= cpu
 ONLY ?=
 ARGS ?=
 PY := .venv/bin/python
+DESIGN ?= params/sweep.yaml
 NOTEBOOK = $(firstword $(sort $(wildcard notebooks/*.ipynb)))
 
 # One thread: the models are small, and two threads beside a busy neighbour can be ten times slower than one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test lab app bench refs
+.PHONY: run test lab app sweep bench chaos refs
 
 run: .venv/installed
 	@$(PY) -m lib run --profile $(PROFILE) $(if $(ONLY),--only $(ONLY)) $(ARGS)
@@ -30,8 +32,15 @@ lab: .venv/installed
 app: .venv/installed
 	@$(PY) -m lib app $(ARGS)
 
+sweep: .venv/installed
+	@$(PY) -m lib sweep $(DESIGN) $(ARGS)
+
 bench: .venv/installed
 	@$(PY) -m lib bench $(ARGS)
+
+# A sweep that is killed again and again, twenty times: minutes.
+chaos: .venv/installed
+	@$(PY) tests/chaos.py $(ARGS)
 
 refs: .venv/installed
 	@$(PY) -m lib refs $(if $(ONLY),--only $(ONLY))

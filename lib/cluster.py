@@ -30,6 +30,8 @@ REACH = 5.0  # seconds to wait for an address
 START = 120.0  # seconds to wait for a Ray of our own
 STORE = 80 * 2**20  # bytes of Ray's object store: orders and answers are small
 TRIES = 3  # Ray gives its first process 30 seconds, which a busy machine may need more than once
+# HTTP/2's opening words and empty settings, which Ray answers with its own settings (type 4); RFC 9113, section 3.4
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
@@ -39,10 +41,15 @@ def check(address: str | None) -> None:
         raise ValueError("engine ray needs Ray, which is not installed: pip install -e '.[cluster]', or take --engine local")
     if address in (None, "auto"):
         return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"--address is {address!r}; give host:port, or auto for the cluster that runs on this machine")
     try:
-        socket.create_connection((host, int(port)), timeout=REACH).close()
-    except (OSError, ValueError, OverflowError) as error:
+        with socket.create_connection((host, int(port)), timeout=REACH) as line:
+            line.sendall(GREETING)
+            if line.recv(9)[3:4] != b"\x04":
+                raise ConnectionError("what listens there is not Ray")
+    except (OSError, OverflowError) as error:
         raise ValueError(_unreachable(address, getattr(error, "strerror", "") or str(error))) from None
 
 

@@ -103,6 +103,11 @@ class Cluster:
         self.head = self._node("--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={place}/r")
         assert until(lambda: self._listens(port)), "the head does not listen"
         self.nodes = [self.node(), self.node()]
+        assert until(lambda: self.mend() or all(map(self._runs, self.nodes)), 600), "the nodes do not start"
+
+    def mend(self) -> None:
+        """Start nodes again that ended of themselves: Ray gives one 30 seconds to start, which a busy machine may not have."""
+        self.nodes = [node if node.poll() is None else self.node() for node in self.nodes]
 
     def node(self) -> subprocess.Popen:
         return self._node(f"--address={self.address}", "--num-cpus=1")
@@ -110,8 +115,13 @@ class Cluster:
     def _node(self, *words: str) -> subprocess.Popen:
         command = [str(Path(sys.executable).parent / "ray"), "start", *words, "--object-store-memory=80000000", "--block"]
         quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
-        with open(self.place / "ray.txt", "a") as said:
-            return subprocess.Popen(command, env=os.environ | quiet, stdout=said, stderr=said, start_new_session=True)
+        with tempfile.NamedTemporaryFile("w", dir=self.place, prefix="node-", delete=False) as said:
+            node = subprocess.Popen(command, env=os.environ | quiet, stdout=said, stderr=said, start_new_session=True)
+        node.said = Path(said.name)
+        return node
+
+    def _runs(self, node: subprocess.Popen) -> bool:
+        return "Ray runtime started" in node.said.read_text()
 
     def _listens(self, port: int) -> bool:
         with contextlib.suppress(OSError), socket.create_connection((self.address.split(":")[0], port), timeout=1):
@@ -182,10 +192,11 @@ class Trial:
 
     def finish(self, seconds: float) -> int | None:
         """Let the sweep come to its end; the driver's exit code, None where it takes too long."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return self.driver.wait(seconds)
-        self.driver.kill()
-        return None
+        until(lambda: (self.cluster and self.cluster.mend()) or self.driver.poll() is not None, seconds)
+        if self.driver.poll() is None:
+            self.driver.kill()
+            return None
+        return self.driver.returncode
 
     def verdict(self, code: int | None, expected: dict[str, dict], arms: int) -> dict:
         """Everything that must hold, counted."""
@@ -227,11 +238,13 @@ def run(engine: str, rounds: int, arms: int, steps: int, pause: tuple[float, flo
         words = ("--engine", "ray", "--address", cluster.address) if cluster else ("--jobs", "2")
         while struck < rounds:
             trial = Trial(place, path, words, cluster, chance)
-            until(lambda trial=trial: trial.look() or trial.driver.poll() is not None)
+            until(lambda trial=trial: trial.look() or trial.driver.poll() is not None, 600)
             while struck < rounds and trial.driver.poll() is None:
                 if chance.random() < WORKING:  # else it may strike while the driver still starts
                     until(lambda trial=trial: at_work(trial.out) - {trial.driver.pid} or trial.driver.poll() is not None)
                 time.sleep(chance.uniform(*pause))
+                if cluster is not None:
+                    cluster.mend()
                 if trial.driver.poll() is None:
                     before, what = trial.look(), trial.strike()
                     struck += 1

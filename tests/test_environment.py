@@ -75,7 +75,7 @@ def test_what_belongs_to_the_repository_is_not_ignored_by_git():
     assert done.returncode in (1, 128) and not done.stdout  # 128: not a git checkout
 
 
-@pytest.mark.parametrize("target", ["run", "test", "lab", "app", "bench", "refs"])
+@pytest.mark.parametrize("target", ["run", "test", "lab", "app", "sweep", "bench", "chaos", "refs"])
 def test_every_make_target_sets_up_the_environment(target):
     assert re.search(rf"^{target}: \.venv/installed$", MAKEFILE, re.MULTILINE)
 
