@@ -22,10 +22,10 @@ CELL = "from lib import playground\n\nbox = playground.box()\nbox"
 
 def run(host: str = "127.0.0.1", port: int = 8866, theme: str = "light") -> int:
     """Serve until Ctrl-C; Voila's exit code."""
-    for line in told(host, port):
-        print(line, flush=True)
     with tempfile.TemporaryDirectory(prefix="playground-") as folder:
         command, environment = prepared(Path(folder), host, port, theme)
+        for line in told(host, port):
+            print(line, flush=True)
         try:
             return subprocess.run(command, env=environment, check=False).returncode
         except KeyboardInterrupt:

@@ -79,10 +79,10 @@ def at_hand(world: str, count: int) -> bool:
 
 
 def prior(world: str, count: int) -> v5.Prior:
-    """V5's prior: from its file, else learned from past fields (seconds), and kept; without the hybrid where fields have a formula."""
+    """V5's prior: from its file, else learned from past fields (seconds), and kept; without processes where fields have a formula."""
     with _LEARNING:
         if (world, count) not in _LEARNED:
-            experts = v5.EXPERTS if worlds.get(world).formula is None else v5.EXPERTS[:3]
+            experts = v5.EXPERTS if worlds.get(world).formula is None else tuple(n for n in v5.EXPERTS if n not in v5.PROCESSES)
             path = _file(world)
             _LEARNED[world, count] = v5.load(path) if path is not None else v5.learn(past_fields(world, count), experts=experts)
         return _LEARNED[world, count]
