@@ -231,3 +231,24 @@ def test_the_spline_is_exact_on_nodes_and_on_quintics():
     q = 2 * torch.rand(20, 2, generator=stream(), dtype=F64) - 1
     assert_close(kernels.interpolate(quintic, s, (9, 7)), quintic, atol=0, rtol=0)
     assert_close(kernels.interpolate(quintic, q, (9, 7)), (q[:, 0] ** 5 - q[:, 0] * q[:, 1] ** 4)[:, None], atol=1e-10, rtol=0)
+
+
+def test_stationary_processes_move_with_the_values():
+    """They take level, channels' directions and variances from the training fields, so another unit changes nothing but the unit."""
+    y = worlds.get("plane").fields(12, 12).double().repeat(1, 2, 1, 1)
+    y[:, 1] = 0.5 * y[:, 0] + 0.3 * y[:, 1].flip(-1)
+    batch = data.observe(y[:3], 12, generator=stream())
+    other = dataclasses.replace(batch, y_obs=3 * batch.y_obs + 2)
+    one, moved = hybrid.posterior(hybrid.stationary(y), batch), hybrid.posterior(hybrid.stationary(3 * y + 2), other)
+    (mean, std), (higher, wider) = one.mean_std(batch.s_qry), moved.mean_std(batch.s_qry)
+    assert_close(higher, 3 * mean + 2, atol=1e-8, rtol=1e-8)
+    assert_close(wider, 3 * std, atol=1e-8, rtol=1e-6)
+    assert_close(moved.log_evidence, one.log_evidence - 12 * 2 * np.log(3.0), atol=1e-6, rtol=1e-8)
+
+
+def test_stationary_processes_are_the_same_at_every_site():
+    """What past fields hold where does not matter to them: mirrored past fields give the same answer."""
+    y = worlds.get("radial").fields(12, 12).double() * torch.linspace(0, 1, 12, dtype=F64)
+    batch = data.observe(y[:2], 12, generator=stream())
+    one, mirrored = (hybrid.posterior(hybrid.stationary(past), batch).mean_std(batch.s_qry) for past in (y, y.flip(-1)))
+    assert_close(one, mirrored, atol=1e-9, rtol=1e-9)
