@@ -157,7 +157,7 @@ class Playground(ipywidgets.VBox):
         elif told["do"] == "remove":
             self.remove(told["index"])
         elif told["do"] in ("drag", "drop"):
-            self.move(told["index"], told["x"], told["y"])
+            self._edit(f"move {told['index']} {told['x']} {told['y']}", f"gesture {told.get('gesture')}")
 
     def _edit(self, edit: str, what: str = "") -> None:
         try:
@@ -179,16 +179,16 @@ class Playground(ipywidgets.VBox):
     # ---- from a view to what is shown ----
 
     def _go(self, view: View, what: str = "", story: str = NO_STORY, remember: bool = True) -> None:
-        """Ask for another view; changes of one control within ONE_MOVE seconds are one step back."""
-        now = time.monotonic()
-        if remember and view != self.view and not (what and what == self._last[0] and now - self._last[1] < ONE_MOVE):
+        """Ask for another view; one drag is one step back, and so are changes of one control within ONE_MOVE seconds of each other."""
+        goes_on = what == self._last[0] and (what.startswith("gesture") or time.monotonic() - self._last[1] < ONE_MOVE)
+        if remember and view != self.view and not (what and goes_on):
             self.before = [*self.before[-KEPT + 1 :], self.view]
-        self._last = (what, now)
         if story == NO_STORY and not what:
             self._says, self.stage.children = "", []
         self.view = view
         self._controls_follow(story if not what else None)
         self._answer()
+        self._last = (what, time.monotonic())
 
     def _controls_follow(self, story: str | None = NO_STORY) -> None:
         self._quiet = True
