@@ -189,7 +189,8 @@ def decide(table: pd.DataFrame, scores: Scores, found: Fit, constant: float, cei
     evidence.decide("best-combinations", says, table, word, psnr=number)
     hours = float(table.drop_duplicates("id")["seconds"].sum() / 3600)
     says = f"{len(table.drop_duplicates('id'))} arms took {hours:.2f} hours of one device ({table['device'].iloc[0]}), "
-    says += f"{float(table['seconds'].mean()):.1f} s each, after {100 * part:.0f} % of the documents' training and on other hardware."
+    says += f"{float(table['seconds'].mean()):.1f} s each by the clock, for {100 * part:.0f} % of the documents' training, "
+    says += "on other hardware."
     evidence.decide("sweep-hours", says, table, "not testable here", hours=hours)
     return rows
 

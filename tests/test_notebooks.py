@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FILES = sorted((ROOT / "params").glob("*/*.yaml"))
 EXPECTED = ["00_start_here", "01_data_exploration", "02_v1_dt_bug", "03_v2_baseline", "04_fixes", "05_v4_comparison"]
-EXPECTED += ["06_noise_suspects", "08_v5", "09_real_fields", "10_verdicts"]
+EXPECTED += ["06_noise_suspects", "07_hundred_versions", "08_v5", "09_real_fields", "10_verdicts"]
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 
 
