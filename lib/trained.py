@@ -25,9 +25,14 @@ _LEARNING = threading.Lock()  # whoever asks while another learns waits for it
 
 
 def cards(kind: str) -> dict[Path, dict]:
-    """The cards of this kind in FOLDER by their file of weights; a card that cannot be read counts as none."""
+    """The cards of this kind in FOLDER by their file of weights, read once; a card that cannot be read counts as none."""
+    return _cards(kind, FOLDER)
+
+
+@functools.cache
+def _cards(kind: str, folder: Path) -> dict[Path, dict]:
     found = {}
-    for path in sorted(FOLDER.glob("**/*.json")):
+    for path in sorted(folder.glob("**/*.json")):
         try:
             card = json.loads(path.read_text())
         except (OSError, ValueError):
@@ -45,6 +50,7 @@ def flows() -> list[str]:
 def keep(path: Path, network: model.Model, version: str, world: str, **told) -> str:
     """Write a trained model with the card that `flow` reads; the file's SHA-256."""
     card = {"kind": FLOW, "version": version, "data": world, "channels": network.channels, "config": asdict(network.config), **told}
+    _cards.cache_clear()
     return weights.write(path, network.state_dict(), card)
 
 

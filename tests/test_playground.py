@@ -337,8 +337,9 @@ def test_what_took_long_runs_aside_says_so_and_is_overtaken(opened, monkeypatch)
     assert shown[3].startswith("gp,")
 
 
-def test_v5_answers_at_once_and_again_when_it_has_learned(opened, monkeypatch):
+def test_v5_answers_at_once_and_again_when_it_has_learned(opened, monkeypatch, tmp_path):
     told = []
+    monkeypatch.setattr(trained, "FOLDER", tmp_path)  # without weights that are kept
     trained._LEARNED.pop(("radial", PAST), None)
     monkeypatch.setattr(playground, "SLOW", 60.0)  # however busy this machine is
 
