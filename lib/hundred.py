@@ -187,10 +187,12 @@ def decide(table: pd.DataFrame, scores: Scores, found: Fit, constant: float, cei
     word = claims.judge("best-combinations", "psnr", *number)
     word = word if word != "refuted" or part >= ENOUGH or ceiling < 40 else "not testable here"
     evidence.decide("best-combinations", says, table, word, psnr=number)
-    hours = float(table.drop_duplicates("id")["seconds"].sum() / 3600)
-    says = f"{len(table.drop_duplicates('id'))} arms took {hours:.2f} hours of one device ({table['device'].iloc[0]}), "
-    says += f"{float(table['seconds'].mean()):.1f} s each by the clock, for {100 * part:.0f} % of the documents' training, "
-    says += "on other hardware."
+    arms_once = table.drop_duplicates("id")
+    hours = float(arms_once["seconds"].sum() / 3600)
+    says = (
+        f"The times of {len(arms_once)} arms on {table['device'].iloc[0]} add up to {hours:.2f} hours by the clock, other work beside them "
+    )
+    says += f"included; {100 * part:.0f} % of the documents' training, on other hardware."
     evidence.decide("sweep-hours", says, table, "not testable here", hours=hours)
     return rows
 
