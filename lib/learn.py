@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib import baselines, data, files, frame, machine, metrics, realworlds, v5, weights, worlds
+from lib import baselines, data, files, frame, machine, metrics, realshow, realworlds, v5, weights, worlds
 
 FEWEST = 10  # fields below which a tenth held out says nothing
 HELD_OUT = 0.1
 SHARE = 0.05  # of the sites read when the held-out fields are judged
 MOST_JUDGED = 64
-LARGEST = 8e6  # bytes of a file; beyond, numbers are kept in single precision, and fewer components
+LARGEST = 4.5e6  # bytes of a file; beyond, numbers are kept in single precision, and fewer components
 
 
 def run(path: Path | str, out: Path | str, variable: str | None = None, seed: int = 0) -> list[tuple[str, str]]:
@@ -48,7 +48,8 @@ def of_worlds(names: Sequence[str], out: Path | str, fields: int = 3000, seed: i
     shapes = {(w.channels, *data.shape_of(w.resolution)) for w in some}
     if len(shapes) > 1:
         raise ValueError(f"the worlds {', '.join(names)} differ in channels or resolution; learn from worlds of one shape")
-    parts = [w.fields(fields // len(some), generator=data.generator(seed, "train"), split="train") for w in some]
+    share = [min(fields // len(some), realshow.most(w.name, "train") or fields) for w in some]  # a world of few fields would repeat them
+    parts = [w.fields(n, generator=data.generator(seed, "train"), split="train") for w, n in zip(some, share, strict=True)]
     measured = any(w.kind in ("real", "own") for w in some)
     one = some[0].load() if len(some) == 1 and measured else None
     told = {"data": ", ".join(names), "low": one.low if one else 0.0, "high": one.high if one else 1.0, "unit": some[0].unit if one else ""}

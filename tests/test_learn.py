@@ -92,3 +92,10 @@ def test_too_few_fields_are_refused(tmp_path):
     np.save(tmp_path / "few.npy", np.random.default_rng(0).random((4, 8, 8)))
     with pytest.raises(ValueError, match="holds 4 fields; give at least 10"):
         learn.run(tmp_path / "few.npy", tmp_path / "x.safetensors")
+
+
+def test_a_world_of_few_fields_is_learned_from_each_of_them_once(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(learn, "_learned", lambda y, *rest: seen.append(y))
+    learn.of_worlds(["faces"], tmp_path / "faces.safetensors", fields=500)
+    assert len(seen[0]) == len(torch.unique(seen[0].flatten(1), dim=0)) == 70
