@@ -96,6 +96,6 @@ def test_too_few_fields_are_refused(tmp_path):
 
 def test_a_world_of_few_fields_is_learned_from_each_of_them_once(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(learn, "_learned", lambda y, *rest: seen.append(y))
+    monkeypatch.setattr(learn, "_learned", lambda y, *rest: seen.append(y) or [])
     learn.of_worlds(["faces"], tmp_path / "faces.safetensors", fields=500)
     assert len(seen[0]) == len(torch.unique(seen[0].flatten(1), dim=0)) == 70
