@@ -95,7 +95,7 @@ def run(at: course.Course, settings: Mapping, per_gpu: int, jobs: int = 0) -> No
     take = ray.remote(turns.take).options(max_retries=0, scheduling_strategy="SPREAD", **share)
     pending: dict = {}
     counted = -COUNT
-    with workers.terminated_as_interrupted():
+    with workers.terminated_as_interrupted() as heard:
         try:
             while at.open:
                 if time.monotonic() - counted > COUNT:
@@ -107,6 +107,8 @@ def run(at: course.Course, settings: Mapping, per_gpu: int, jobs: int = 0) -> No
                 for ref in _ready(ray, pending):
                     _answer(ray, ref, pending.pop(ref), at)
                 at.beat()
+        except SystemExit as stop:  # Ray may pass it on with a code of its own
+            raise SystemExit(128 + heard[-1] if heard else stop.code) from None
         finally:
             _cancel(ray, pending)
 

@@ -194,17 +194,19 @@ def end_with_parent(hear: Callable[[bytes], None] = lambda line: None) -> None:
 
 
 @contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM ends the program in order, as Ctrl-C does; only the main thread may listen."""
+def terminated_as_interrupted() -> Iterator[list[int]]:
+    """SIGTERM ends the program in order, as Ctrl-C does; only the main thread may listen. Yields the signals heard so far."""
+    heard: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield heard
         return
 
     def end(number: int, _frame) -> None:
+        heard.append(number)
         raise SystemExit(128 + number)
 
     before = signal.signal(signal.SIGTERM, end)
     try:
-        yield
+        yield heard
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -300,7 +300,7 @@ def steps(path):
 
 def test_kills_at_random_moments_lose_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(chaos.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
-    verdicts = chaos.run("local", rounds=3, arms=8, steps=400, pause=(0.2, 1.5), seed=1)
+    verdicts = chaos.run("local", rounds=2, arms=4, steps=200, pause=(0.1, 0.8), seed=1)
     assert verdicts and all(map(chaos.held, verdicts)), verdicts
 
 
