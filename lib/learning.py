@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-from lib import baselines, contest, data, metrics, plots, v5
+from lib import baselines, contest, data, metrics, plots, v5, widgets, worlds
 from lib.contest import Case
 from lib.data import Batch, Prediction
 
@@ -32,6 +32,22 @@ def universal(names: Sequence[str], count: int) -> dict[str, Callable[[Case, Bat
         "v5, one prior for all": lambda case, batch: v5.predict(prior(case.seed), batch),
         "oi, one covariance for all": lambda case, batch: interpolation(batch, mixture(names, count, case.seed)),
     }
+
+
+def controls(names: Sequence[str], past: int, together: int, seed: int = 0) -> tuple[dict, Callable[..., tuple[go.Figure, str]]]:
+    """What widgets.explorer needs: a world, what V5 learned from, and the sensors, to truth, answer, error and deviation."""
+    ways = {"this world": contest.ours(FORMULAS), "all worlds": next(iter(universal(names, together).values()))}
+    lists = {"world": widgets.choice("world", names), "learned": widgets.choice("learned from", ways), **widgets.sensors()}
+
+    def update(world, learned, layout, readings, noise, field):
+        fields = worlds.get(world).fields(1, generator=data.generator(field, "test"), split="test")
+        batch = data.observe(fields, readings, layout, data.generator(field, "sensors"), noise)
+        found = {name: way(Case(world, past=past, seed=seed), batch) for name, way in ways.items()}
+        score = {name: _psnr(answer.mean, batch) for name, answer in found.items()}
+        fig = widgets.comparison(batch, found[learned], fields.shape[-2:], f"V5, {score[learned]:.1f} dB")
+        return fig, " · ".join(f"learned from {name} <b>{value:.1f} dB</b>" for name, value in score.items())
+
+    return lists, update
 
 
 def in_time(case: Case, counts: Sequence[int]) -> dict[str, list[dict]]:

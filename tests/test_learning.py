@@ -39,3 +39,13 @@ def test_more_past_fields_take_longer_and_tell_more():
     assert found["v5"][0]["psnr"] > 100  # waves need no past fields
     fig = learning.curve(found, {"gp": 12.0})
     assert {trace.name for trace in fig.data} >= {"v5", "oi"}
+
+
+def test_the_explorer_answers_from_either_prior():
+    lists, update = learning.controls(NAMES, 10, 20)
+    asked = {"world": "radial", "layout": "uniform", "readings": 26, "noise": 0.0, "field": 1}
+    assert set(lists) == {*asked, "learned"} and lists["learned"].options == ("this world", "all worlds")
+    (own, words), (mixed, same) = (update(learned=name, **asked) for name in lists["learned"].options)
+    assert words == same and "all worlds" in words
+    title = lambda fig: next(a.text for a in fig.layout.annotations if a.text.startswith("V5"))  # noqa: E731
+    assert title(own) != title(mixed)
