@@ -52,6 +52,14 @@ def cases(names: Sequence[str], readings=(51,), noise=(0.0,), layout=("uniform",
     return [Case(w, n, v, how, seed=k, **common) for k, w, how, v, n in asked]
 
 
+def most(world: str, split: str) -> int | None:
+    """How many different fields a split of a world holds; None where fields are patches at any place."""
+    place = worlds.get(world)
+    if place.load is None or (pool := place.load()).crop:
+        return None
+    return sum(map(len, pool.parts[split]))
+
+
 def test_batch(case: Case) -> Batch:
     """The case's held-out fields and their readings, drawn once per seed; a world with fewer held-out fields repeats them."""
     world = worlds.get(case.world)

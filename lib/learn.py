@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib import baselines, data, files, frame, machine, metrics, realshow, realworlds, v5, weights, worlds
+from lib import baselines, contest, data, files, frame, machine, metrics, realworlds, v5, weights, worlds
 
 FEWEST = 10  # fields below which a tenth held out says nothing
 HELD_OUT = 0.1
@@ -48,12 +48,12 @@ def of_worlds(names: Sequence[str], out: Path | str, fields: int = 3000, seed: i
     shapes = {(w.channels, *data.shape_of(w.resolution)) for w in some}
     if len(shapes) > 1:
         raise ValueError(f"the worlds {', '.join(names)} differ in channels or resolution; learn from worlds of one shape")
-    share = [min(fields // len(some), realshow.most(w.name, "train") or fields) for w in some]  # a world of few fields would repeat them
+    share = [min(fields // len(some), contest.most(w.name, "train") or fields) for w in some]  # a world of few fields would repeat them
     parts = [w.fields(n, generator=data.generator(seed, "train"), split="train") for w, n in zip(some, share, strict=True)]
     measured = any(w.kind in ("real", "own") for w in some)
     one = some[0].load() if len(some) == 1 and measured else None
     told = {"data": ", ".join(names), "low": one.low if one else 0.0, "high": one.high if one else 1.0, "unit": some[0].unit if one else ""}
-    experts = v5.EXPERTS if measured else tuple(name for name in v5.EXPERTS if name not in v5.PROCESSES)
+    experts = v5.EXPERTS if measured else v5.BASES
     y = torch.cat(parts)
     return _learned(y[torch.randperm(len(y), generator=data.generator(seed, "mixed"))], out, told, None, experts, seed)
 

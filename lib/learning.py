@@ -14,8 +14,6 @@ from lib import baselines, contest, data, metrics, plots, v5, widgets, worlds
 from lib.contest import Case
 from lib.data import Batch, Prediction
 
-FORMULAS = ("past", "waves", "both")  # experts of worlds with a formula: processes add seconds, and nothing there
-
 
 @functools.lru_cache(maxsize=2)
 def mixture(names: tuple[str, ...], count: int, seed: int) -> Tensor:
@@ -27,7 +25,7 @@ def mixture(names: tuple[str, ...], count: int, seed: int) -> Tensor:
 def universal(names: Sequence[str], count: int) -> dict[str, Callable[[Case, Batch], Prediction]]:
     """V5 and optimal interpolation that learned all these worlds at once and are not told which one is asked, for contest.run."""
     names, interpolation = tuple(names), baselines.get("oi")
-    prior = functools.cache(lambda seed: v5.learn(mixture(names, count, seed), experts=FORMULAS))
+    prior = functools.cache(lambda seed: v5.learn(mixture(names, count, seed), experts=v5.BASES))
     return {
         "v5, one prior for all": lambda case, batch: v5.predict(prior(case.seed), batch),
         "oi, one covariance for all": lambda case, batch: interpolation(batch, mixture(names, count, case.seed)),
@@ -36,7 +34,11 @@ def universal(names: Sequence[str], count: int) -> dict[str, Callable[[Case, Bat
 
 def controls(names: Sequence[str], past: int, together: int, seed: int = 0) -> tuple[dict, Callable[..., tuple[go.Figure, str]]]:
     """What widgets.explorer needs: a world, what V5 learned from, and the sensors, to truth, answer, error and deviation."""
-    ways = {"this world": contest.ours(FORMULAS), "all worlds": next(iter(universal(names, together).values()))}
+    own = functools.cache(lambda world: v5.learn(contest.past_fields(world, past, seed), experts=v5.BASES))
+    ways = {
+        "this world": lambda case, batch: v5.predict(own(case.world), batch),
+        "all worlds": next(iter(universal(names, together).values())),
+    }
     lists = {"world": widgets.choice("world", names), "learned": widgets.choice("learned from", ways), **widgets.sensors()}
 
     def update(world, learned, layout, readings, noise, field):
@@ -56,7 +58,7 @@ def in_time(case: Case, counts: Sequence[int]) -> dict[str, list[dict]]:
     for count in counts:
         past = contest.past_fields(case.world, count, case.seed).clone()  # a copy, for which nothing is kept yet
         began = time.perf_counter()
-        prior = v5.learn(past, experts=FORMULAS)
+        prior = v5.learn(past, experts=v5.BASES)
         found["v5"].append({"past fields": count, "seconds": time.perf_counter() - began, "psnr": _psnr(v5.mean(prior, batch), batch)})
         began = time.perf_counter()
         baselines.get("oi")(batch[:1], past)

@@ -135,10 +135,7 @@ class Model(nn.Module):
         time, tunes = self._timed(t)
         if self.config.encoder == "memory":
             queries = self._recalled(self.ask(torch.cat([self.features(s_qry), y_t], -1)), estimate) + time
-            for place, layer in enumerate(self.reads):
-                after = layer(queries, memory.tokens, memory.mask, tunes[place])
-                queries = self._past(len(self.blocks) + place, queries, after)
-            return self._bounded(self.decode(self.settle(queries)))
+            return self._bounded(self._read(queries, memory, tunes))
         way = order.ORDERS[self.config.order](s_qry) if self.config.order != "given" else None
         if way is not None:
             y_t, s_qry = order.take(y_t, way), order.take(s_qry, way)
@@ -157,6 +154,13 @@ class Model(nn.Module):
             answer = queries + answer
         out = self._bounded(self.decode(answer))
         return out if way is None else order.restore(out, way)
+
+    def _read(self, queries: Float[Tensor, "B M D"], memory: Memory, tunes: Sequence[Tensor | None]) -> Float[Tensor, "B M C"]:
+        """What queries make of the memory, each by itself."""
+        for place, layer in enumerate(self.reads):
+            after = layer(queries, memory.tokens, memory.mask, tunes[place])
+            queries = self._past(len(self.blocks) + place, queries, after)
+        return self.decode(self.settle(queries))
 
     def _bounded(self, out: Tensor) -> Tensor:
         return torch.sigmoid(out) if self.config.output == "sigmoid" else out

@@ -35,18 +35,13 @@ TICKS = (-0.8, 0.0, 0.8)  # labels here do not meet those of the panel beside
 # ---- cases, and what a table says of them ----
 
 
-def most(world: str, split: str) -> int | None:
-    """How many different fields a split of a world holds; None where fields are patches at any place."""
-    place = worlds.get(world)
-    if place.load is None or (pool := place.load()).crop:
-        return None
-    return sum(map(len, pool.parts[split]))
-
-
 def cases(names: Sequence[str], past: int, fields: int, **common) -> list[Case]:
     """All combinations, with no more past and held-out fields than a world has."""
     made = contest.cases(names, **common)
-    return [replace(c, past=min(past, most(c.world, "train") or past), fields=min(fields, most(c.world, "test") or fields)) for c in made]
+    return [
+        replace(c, past=min(past, contest.most(c.world, "train") or past), fields=min(fields, contest.most(c.world, "test") or fields))
+        for c in made
+    ]
 
 
 def methods(names: Sequence[str]) -> dict:

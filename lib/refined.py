@@ -74,7 +74,5 @@ class Refined(Model):
         away, floor, t = y_t - memory.mean, memory.std.clamp(min=LEAST), t[:, None, None]
         seen = [self.features(s_qry), (away / floor).clamp(-FARTHEST, FARTHEST), memory.mean, floor.log()]
         queries = self._recalled(self.ask(torch.cat(seen, -1)), estimate) + time
-        for place, layer in enumerate(self.reads):
-            queries = self._past(len(self.blocks) + place, queries, layer(queries, memory.tokens, memory.mask, tunes[place]))
         exact = memory.mean + t / ((1 - t).square() + t.square()) * away
-        return self._bounded(exact + memory.std * self.decode(self.settle(queries)))
+        return self._bounded(exact + memory.std * self._read(queries, memory, tunes))

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lib import contest, model, realshow, v5, weights, worlds
+from lib import contest, model, v5, weights, worlds
 
 FOLDER = Path(__file__).parents[1] / "outputs" / "reference" / "weights"
 FLOW = "flow model"
@@ -76,7 +76,7 @@ def _flow(path: Path) -> model.Model:
 @functools.lru_cache(maxsize=6)
 def past_fields(world: str, count: int) -> Tensor:
     """The fields that methods may learn from: at most as many as the world has."""
-    return contest.past_fields(world, min(count, realshow.most(world, "train") or count), 0)
+    return contest.past_fields(world, min(count, contest.most(world, "train") or count), 0)
 
 
 def at_hand(world: str, count: int) -> bool:
@@ -88,7 +88,7 @@ def prior(world: str, count: int) -> v5.Prior:
     """V5's prior: from its file, else learned from past fields (seconds), and kept; without processes where fields have a formula."""
     with _LEARNING:
         if (world, count) not in _LEARNED:
-            experts = v5.EXPERTS if worlds.get(world).formula is None else tuple(n for n in v5.EXPERTS if n not in v5.PROCESSES)
+            experts = v5.EXPERTS if worlds.get(world).formula is None else v5.BASES
             path = _file(world)
             _LEARNED[world, count] = v5.load(path) if path is not None else v5.learn(past_fields(world, count), experts=experts)
         return _LEARNED[world, count]

@@ -30,8 +30,9 @@ ROUNDING = 1e-5  # by which a coordinate may leave [-1, 1]
 MOST = 600  # components kept: a table of 1,024 sites then holds 5 MB
 CONSTANT = 0.25  # prior variance of the level around the past fields' mean, in units of their variance
 DISSECTED, READ = 256, 160  # past fields taken apart into waves and the rest, by this many readings each
+BASES = ("past", "waves", "both")  # enough for worlds with a formula
 PROCESSES = ("hybrid", "stationary")  # a second or so to condition a batch on, and for "hybrid" many seconds to learn
-EXPERTS = ("past", "waves", "both", *PROCESSES)
+EXPERTS = (*BASES, *PROCESSES)
 # Nats in favour of the processes, which average their settings: the others' noise and scale are the best of many, which flatters them.
 # Chosen on validation fields, between 0, which undercovers on measured ones, and 10, which costs decibels on noisy composite.
 AVERAGED = 4.0

@@ -65,6 +65,15 @@ def test_a_seed_that_a_method_could_not_answer_counts_for_none():
     assert both.seeds.tolist() == [1, 1] and both.seed.tolist() == [0, 0]
 
 
+def test_a_method_without_deviations_has_seeds_too():
+    plan = contest.cases(["plane"], readings=[5], seeds=2, past=8, fields=2)
+    alone = lambda case, batch: Prediction(batch.y_qry.double() + 0.1)  # noqa: E731
+    table = contest.run(plan, {"a": alone, "b": offset(0.01)})
+    both = contest.pooled(table)
+    assert both.seeds.tolist() == [2, 2] and both.psnr.tolist() == pytest.approx([20, 40], abs=1e-2)
+    assert contest.leads(table, "b", ["a"], "crps").empty
+
+
 def test_finished_rows_are_read_and_not_computed_again(tmp_path):
     first = contest.run(CASES[:2], {"a": offset(0.1)}, tmp_path)
 

@@ -10,7 +10,7 @@ NAMES = ("plane", "radial")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(learning, "FORMULAS", ("past",))
+    monkeypatch.setattr(v5, "BASES", ("past",))
 
 
 def test_a_mixture_holds_the_past_fields_of_every_world_once():
