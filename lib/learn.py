@@ -22,6 +22,7 @@ HELD_OUT = 0.1
 SHARE = 0.05  # of the sites read when the held-out fields are judged
 MOST_JUDGED = 64
 LARGEST = 4.5e6  # bytes of a file; beyond, numbers are kept in single precision, and fewer components
+LARGEST_OF_SEVERAL = 8e6  # the same for several kinds of field
 
 
 def run(path: Path | str, out: Path | str, variable: str | None = None, seed: int = 0) -> list[tuple[str, str]]:
@@ -35,7 +36,7 @@ def run(path: Path | str, out: Path | str, variable: str | None = None, seed: in
     pool = realworlds.pool({"train": [y]})
     scaled = ((y.double() - pool.low) / (pool.high - pool.low)).float()
     told = {"data": Path(path).name, "low": pool.low, "high": pool.high, "unit": found.unit}
-    return _learned(scaled, out, told, grid[0] if grid is not None else None, v5.EXPERTS, seed)
+    return _learned([scaled], out, told, grid[0] if grid is not None else None, v5.EXPERTS, seed)
 
 
 def of_worlds(names: Sequence[str], out: Path | str, fields: int = 3000, seed: int = 0) -> list[tuple[str, str]]:
@@ -54,8 +55,7 @@ def of_worlds(names: Sequence[str], out: Path | str, fields: int = 3000, seed: i
     one = some[0].load() if len(some) == 1 and measured else None
     told = {"data": ", ".join(names), "low": one.low if one else 0.0, "high": one.high if one else 1.0, "unit": some[0].unit if one else ""}
     experts = v5.EXPERTS if measured else v5.BASES
-    y = torch.cat(parts)
-    return _learned(y[torch.randperm(len(y), generator=data.generator(seed, "mixed"))], out, told, None, experts, seed)
+    return _learned(parts, out, told, None, experts, seed)
 
 
 def _place(out: Path | str) -> Path:
@@ -65,11 +65,13 @@ def _place(out: Path | str) -> Path:
     return out
 
 
-def _learned(y: Tensor, out: Path, told: dict, grid: frame.Grid | None, experts: Sequence[str], seed: int) -> list[tuple[str, str]]:
-    """The prior of the fields, scaled to [0, 1], in its file; told: what the card says of them."""
+def _learned(
+    kinds: Sequence[Tensor], out: Path, told: dict, grid: frame.Grid | None, experts: Sequence[str], seed: int
+) -> list[tuple[str, str]]:
+    """The prior of the fields, one tensor per kind, scaled to [0, 1], in its file; told: what the card says of them."""
     began = time.perf_counter()
-    scores = judged(y, experts, seed)
-    prior = v5.learn(y, experts=experts)
+    scores = judged(kinds, experts, seed)
+    prior, y = v5.learn(kinds, experts=experts), torch.cat(tuple(kinds))
     card = {
         "kind": v5.KIND,
         **told,
@@ -82,7 +84,8 @@ def _learned(y: Tensor, out: Path, told: dict, grid: frame.Grid | None, experts:
         "machine": machine.hardware(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    tensors = fitting(v5.state(prior)) | {"known": y.isfinite().any(0).any(0).flatten().to(torch.uint8)}
+    tensors = fitting(v5.state(prior), LARGEST if len(kinds) == 1 else LARGEST_OF_SEVERAL)
+    tensors |= {"known": y.isfinite().any(0).any(0).flatten().to(torch.uint8)}
     if grid is not None:
         tensors |= {"axis_x": torch.tensor(np.asarray(grid.x, np.float64)), "axis_y": torch.tensor(np.asarray(grid.y, np.float64))}
     digest = weights.write(out, tensors, card)
@@ -96,15 +99,15 @@ def _learned(y: Tensor, out: Path, told: dict, grid: frame.Grid | None, experts:
     ]
 
 
-def judged(fields: Tensor, experts: Sequence[str] = v5.EXPERTS, seed: int = 0) -> dict:
-    """PSNR and coverage on a tenth of the fields by a prior of the others, beside optimal interpolation and the constant."""
-    order = torch.randperm(len(fields), generator=data.generator(seed, "held out"))
-    held = min(max(round(HELD_OUT * len(fields)), 1), MOST_JUDGED)
-    test, past = fields[order[:held]], fields[order[held:]]
+def judged(kinds: Sequence[Tensor], experts: Sequence[str] = v5.EXPERTS, seed: int = 0) -> dict:
+    """PSNR and coverage on a tenth of the fields of each kind by a prior of the others, beside optimal interpolation and the constant."""
+    apart = [_apart(fields, MOST_JUDGED // len(kinds), seed) for fields in kinds]
+    test, others = torch.cat([held for held, _ in apart]), [rest for _, rest in apart]
+    past, held = torch.cat(others), len(test)
     least = int(data.valid(test).sum(1).min())
     count = max(round(SHARE * least), 2)
     batch = data.observe(test, count, "uniform", data.generator(seed, "sensors"))
-    prior, std = v5.learn(past, experts=experts), float(data.measure(past).std.mean())
+    prior, std = v5.learn(others, experts=experts), float(data.measure(past).std.mean())
     answers = {"v5": v5.predict(prior, batch), **{name: baselines.get(name)(batch, past) for name in ("oi", "constant")}}
     scores = {name: metrics.score(found, batch, std) for name, found in answers.items()}
     kept = ("psnr", "coverage90", "crps")
@@ -112,12 +115,19 @@ def judged(fields: Tensor, experts: Sequence[str] = v5.EXPERTS, seed: int = 0) -
     return {"methods": methods, "told": f"mean of {held} fields read at {count} sites"}
 
 
-def fitting(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors in double precision if that makes at most LARGEST bytes, else tables in single, with their last components cut."""
-    if _bytes(tensors) <= LARGEST:
+def _apart(fields: Tensor, most: int, seed: int) -> tuple[Tensor, Tensor]:
+    """A tenth of the fields, at most so many, and the others."""
+    order = torch.randperm(len(fields), generator=data.generator(seed, "held out"))
+    held = min(max(round(HELD_OUT * len(fields)), 1), most)
+    return fields[order[:held]], fields[order[held:]]
+
+
+def fitting(tensors: dict[str, Tensor], largest: float) -> dict[str, Tensor]:
+    """The tensors in double precision if that makes at most `largest` bytes, else tables in single, with their last components cut."""
+    if _bytes(tensors) <= largest:
         return tensors
     small = {k: v.float() if v.ndim == 3 else v for k, v in tensors.items()}
-    share = min(1.0, LARGEST / _bytes(small))
+    share = min(1.0, largest / _bytes(small))
     return {k: v[..., : max(1, int(share * v.shape[-1]))] if v.ndim == 3 else v for k, v in small.items()}
 
 

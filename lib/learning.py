@@ -15,19 +15,29 @@ from lib.contest import Case
 from lib.data import Batch, Prediction
 
 
+def kinds(names: Sequence[str], count: int, seed: int) -> list[Tensor]:
+    """Past fields, about `count`, of several worlds in equal parts."""
+    return [contest.past_fields(name, count // len(names), seed) for name in names]
+
+
 @functools.lru_cache(maxsize=2)
 def mixture(names: tuple[str, ...], count: int, seed: int) -> Tensor:
-    """Past fields (about `count`, 1, H, W) of several worlds in equal parts, mixed."""
-    fields = torch.cat([contest.past_fields(name, count // len(names), seed) for name in names])
+    """The same (about `count`, 1, H, W) as one set, mixed."""
+    fields = torch.cat(kinds(names, count, seed))
     return fields[torch.randperm(len(fields), generator=data.generator(seed, "mixed"))]
 
 
 def universal(names: Sequence[str], count: int) -> dict[str, Callable[[Case, Batch], Prediction]]:
-    """V5 and optimal interpolation that learned all these worlds at once and are not told which one is asked, for contest.run."""
+    """V5 and optimal interpolation that learned all these worlds at once and are not told which one is asked, for contest.run.
+
+    V5 has components of each kind, by the readings' evidence; "without kinds" it has, like optimal interpolation, those of the mixture.
+    """
     names, interpolation = tuple(names), baselines.get("oi")
-    prior = functools.cache(lambda seed: v5.learn(mixture(names, count, seed), experts=v5.BASES))
+    prior = functools.cache(lambda seed: v5.learn(kinds(names, count, seed), experts=v5.BASES))
+    mixed = functools.cache(lambda seed: v5.learn(mixture(names, count, seed), experts=v5.BASES))
     return {
         "v5, one prior for all": lambda case, batch: v5.predict(prior(case.seed), batch),
+        "the same without kinds": lambda case, batch: v5.predict(mixed(case.seed), batch),
         "oi, one covariance for all": lambda case, batch: interpolation(batch, mixture(names, count, case.seed)),
     }
 
@@ -35,9 +45,11 @@ def universal(names: Sequence[str], count: int) -> dict[str, Callable[[Case, Bat
 def controls(names: Sequence[str], past: int, together: int, seed: int = 0) -> tuple[dict, Callable[..., tuple[go.Figure, str]]]:
     """What widgets.explorer needs: a world, what V5 learned from, and the sensors, to truth, answer, error and deviation."""
     own = functools.cache(lambda world: v5.learn(contest.past_fields(world, past, seed), experts=v5.BASES))
+    every, mixed, _ = universal(names, together).values()
     ways = {
         "this world": lambda case, batch: v5.predict(own(case.world), batch),
-        "all worlds": next(iter(universal(names, together).values())),
+        "all worlds": every,
+        "all worlds, mixed": mixed,
     }
     lists = {"world": widgets.choice("world", names), "learned": widgets.choice("learned from", ways), **widgets.sensors()}
 

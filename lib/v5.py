@@ -12,7 +12,9 @@ neither is told to it; on measured fields it is a kriging whose covariance was l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -33,20 +35,22 @@ DISSECTED, READ = 256, 160  # past fields taken apart into waves and the rest, b
 BASES = ("past", "waves", "both")  # enough for worlds with a formula
 PROCESSES = ("hybrid", "stationary")  # a second or so to condition a batch on, and for "hybrid" many seconds to learn
 EXPERTS = (*BASES, *PROCESSES)
+PER_KIND = ("past", "both")  # of which every kind of past fields has its own, all as likely
 # Nats in favour of the processes, which average their settings: the others' noise and scale are the best of many, which flatters them.
 # Chosen on validation fields, between 0, which undercovers on measured ones, and 10, which costs decibels on noisy composite.
 AVERAGED = 4.0
 KIND = "v5 prior"
+Asked = tuple[posterior.Part, Tensor, Tensor]  # what an expert answers: its posterior, its evidence, and where it leaves nothing to explain
 
 
 @dataclass(frozen=True)
 class Prior:
-    """What past fields say: level and variance (C,), mean and components; and mean and components of what waves leave of them."""
+    """What past fields say: level and variance (C,); per kind of field mean and components, and those of what waves leave of it."""
 
     level: Float[Tensor, " C"]
     variance: Float[Tensor, " C"]
-    past: basis.GridFunctions  # (C, 1 + r): the mean, then components times their standard deviation
-    rest: basis.GridFunctions | None
+    past: tuple[basis.GridFunctions, ...]  # (C, 1 + r) each: the mean, then components times their standard deviation
+    rest: tuple[basis.GridFunctions, ...]  # of the kinds that waves leave something of
     mixed: hybrid.Prior | None
     plain: hybrid.Prior | None
     log_weight: Float[Tensor, " E"]
@@ -60,22 +64,32 @@ class Prior:
         return self.mixed if name == "hybrid" else self.plain
 
 
-def learn(past: Float[Tensor, "n C H W"], generator: torch.Generator | None = None, experts: Sequence[str] = EXPERTS) -> Prior:
+def learn(
+    past: Float[Tensor, "n C H W"] | Sequence[Float[Tensor, "n C H W"]],
+    generator: torch.Generator | None = None,
+    experts: Sequence[str] = EXPERTS,
+) -> Prior:
     """The prior of these past fields for these experts; seconds for hundreds of fields.
 
-    ValueError for fields without values and for unknown experts.
+    Fields of several kinds, one tensor each of the same channels and grid: each kind has its own components, and the readings tell which
+    kind they are of. ValueError for fields without values, for kinds of different shapes and for unknown experts.
     """
     _check_experts(experts)
     generator = data.generator(0, "dissect") if generator is None else generator
-    perfield.check_fields(past, past.shape[1])
-    level, std = (torch.from_numpy(part) for part in perfield.prior(past, past.shape[1]))
-    components = _components(past)
+    kinds = [past] if isinstance(past, Tensor) else list(past)
+    if len({its.shape[1:] for its in kinds}) != 1:
+        given = ", ".join("x".join(map(str, its.shape[1:])) for its in kinds) or "none"
+        raise ValueError(f"kinds of past fields with shapes {given}; give at least one kind, all of the same channels and grid")
+    together = kinds[0] if len(kinds) == 1 else torch.cat(kinds)
+    perfield.check_fields(together, together.shape[1])
+    level, std = (torch.from_numpy(part) for part in perfield.prior(together, together.shape[1]))
     log_weight = torch.tensor([AVERAGED if name in PROCESSES else 0.0 for name in EXPERTS], dtype=torch.float64)
-    mixed, plain = (make(past) if name in experts else None for name, make in _PROCESSES.items())
-    prior = Prior(level, std.square(), components, None, mixed, plain, log_weight)
-    if "both" not in experts or past.shape[1] > 1 or not bool(past.isfinite().all()):
+    mixed, plain = (make(together) if name in experts else None for name, make in _PROCESSES.items())
+    prior = Prior(level, std.square(), tuple(map(_components, kinds)), (), mixed, plain, log_weight)
+    if "both" not in experts or together.shape[1] > 1 or not bool(together.isfinite().all()):
         return prior
-    return replace(prior, rest=_remainder(prior, past, generator))
+    left = (_remainder(table, its, generator) for table, its in zip(prior.past, kinds, strict=True))
+    return replace(prior, rest=tuple(table for table in left if table is not None))
 
 
 def _check_experts(experts: Sequence[str]) -> None:
@@ -87,9 +101,9 @@ def _check_experts(experts: Sequence[str]) -> None:
 def state(prior: Prior) -> dict[str, Tensor]:
     """All of it as tensors, for `restore`."""
     found = {"level": prior.level, "variance": prior.variance, "log_weight": prior.log_weight}
-    for name, table in (("past", prior.past), ("rest", prior.rest)):
-        if table is not None:
-            found |= {name: table.values, f"{name}_shape": torch.tensor(table.shape)}
+    for name, tables in (("past", prior.past), ("rest", prior.rest)):
+        for i, table in enumerate(tables):
+            found |= {_named(name, i): table.values, f"{_named(name, i)}_shape": torch.tensor(table.shape)}
     for name in (name for name in PROCESSES if prior.process(name) is not None):
         found |= {f"{name}.{key}": value for key, value in prior.process(name).state().items()}
     return found
@@ -97,15 +111,20 @@ def state(prior: Prior) -> dict[str, Tensor]:
 
 def restore(tensors: Mapping[str, Tensor]) -> Prior:
     """The prior whose `state` this is; numbers kept in single precision are computed with in double."""
-    tables = {n: _table(tensors[n], tensors[f"{n}_shape"]) if n in tensors else None for n in ("past", "rest")}
+    tables = (tuple(_tables(name, tensors)) for name in ("past", "rest"))
     states = ({k.removeprefix(f"{n}."): v.double() for k, v in tensors.items() if k.startswith(f"{n}.")} for n in PROCESSES)
     processes = [hybrid.restore(its) if its else None for its in states]
     level, variance, log_weight = (tensors[n].double() for n in ("level", "variance", "log_weight"))
-    return Prior(level, variance, *tables.values(), *processes, log_weight)
+    return Prior(level, variance, *tables, *processes, log_weight)
 
 
-def _table(values: Float[Tensor, "P C r"], shape: Tensor) -> basis.GridFunctions:
-    return basis.grid_functions(values.unflatten(0, tuple(shape.tolist())).permute(2, 0, 1, 3))
+def _named(name: str, kind: int) -> str:
+    return f"{name}{kind}" if kind else name
+
+
+def _tables(name: str, tensors: Mapping[str, Tensor]) -> Iterator[basis.GridFunctions]:
+    for key in itertools.takewhile(tensors.__contains__, (_named(name, i) for i in itertools.count())):
+        yield basis.grid_functions(tensors[key].unflatten(0, tuple(tensors[f"{key}_shape"].tolist())).permute(2, 0, 1, 3))
 
 
 def load(path: Path | str) -> Prior:
@@ -124,21 +143,21 @@ def _components(past: Float[Tensor, "n C H W"]) -> basis.GridFunctions:
     return basis.grid_functions(table.unflatten(1, fit.shape))
 
 
-def _remainder(prior: Prior, past: Float[Tensor, "n 1 H W"], generator: torch.Generator) -> basis.GridFunctions | None:
-    """Components of what is left of past fields when the waves found beside `past` are taken out; None where that is nothing, or all."""
+def _remainder(table: basis.GridFunctions, past: Float[Tensor, "n 1 H W"], generator: torch.Generator) -> basis.GridFunctions | None:
+    """Components of what is left of past fields when waves found beside their `table` are taken out; None where that is nothing, or all."""
     order = torch.randperm(len(past), generator=generator)[:DISSECTED]
     some, left, found = past[order].double(), [], 0
     batch = data.observe(some, min(READ, some[0].numel()), "uniform", generator)
     for i in range(0, len(some), AT_ONCE):
         part = _double(batch[i : i + AT_ONCE])
-        gaussian, its = _with_components(prior.past, part)
+        gaussian, its = _with_components(table, part)
         amplitude = gaussian.weights[:, -4 * its.k.shape[1] :]
         left.append(part.y_qry[..., 0] - (its.columns(part.s_qry) @ amplitude[..., None])[..., 0])
         found += int((its.width > 0).sum())
-    left = torch.cat(left)
-    if found < 0.1 * len(some) or float(left.var()) < 1e-6 * float(some.var()):
-        return None
-    return _components(left.reshape(some.shape))
+        seen = torch.cat(left)  # the first of them tell whether the others are worth the seconds
+        if found < 0.1 * len(seen) or float(seen.var()) < 1e-6 * float(some[: len(seen)].var()):
+            return None
+    return _components(seen.reshape(some.shape))
 
 
 def conditioned(prior: Prior, batch: Batch, experts: Sequence[str] | None = None) -> posterior.Mixture:
@@ -151,30 +170,31 @@ def conditioned(prior: Prior, batch: Batch, experts: Sequence[str] | None = None
     parts, evidence, exact = [], [], torch.zeros(len(batch.s_obs), dtype=torch.bool)
     for name in chosen:  # where waves leave nothing to explain, no expert after them is asked
         if not parts or not bool(exact.all()):
-            found, its_evidence, its_exact = _ASK[name](prior, batch)
-            parts.append(found)
-            evidence.append((its_evidence + prior.log_weight[EXPERTS.index(name)]).masked_fill(exact, -torch.inf))
-            exact = exact | its_exact
+            kinds = _ASK[name](prior, batch)
+            weight = prior.log_weight[EXPERTS.index(name)] - math.log(len(prior.past) if name in PER_KIND else 1)
+            for found, its_evidence, _ in kinds:
+                parts.append(found)
+                evidence.append((its_evidence + weight).masked_fill(exact, -torch.inf))
+            exact = torch.stack([exact, *(its_exact for *_, its_exact in kinds)]).any(0)
     return posterior.mixture(parts, torch.stack(evidence, 1))
 
 
 def has_experts(prior: Prior) -> list[str]:
     """Waves are looked for in fields of one channel; beside components only where these are known to leave something."""
-    held = {"past": True, "waves": prior.channels == 1, "both": prior.rest is not None}
+    held = {"past": True, "waves": prior.channels == 1, "both": bool(prior.rest)}
     held |= {name: prior.process(name) is not None for name in PROCESSES}
     return [name for name in EXPERTS if held[name]]
 
 
-def _past(prior: Prior, batch: Batch) -> tuple[posterior.Gaussian, Tensor, Tensor]:
-    mean, columns = _functions(prior.past)
+def _past(table: basis.GridFunctions, batch: Batch) -> Asked:
+    mean, columns = _functions(table)
     z = _rows(batch.y_obs) - mean(batch.s_obs)
-    widths = z.new_ones(len(z), prior.past.values.shape[-1] - 1)
+    widths = z.new_ones(len(z), table.values.shape[-1] - 1)
     found = posterior.condition(z, _known(batch), columns, mean, batch.s_obs, widths)
     return found, found.evidence, torch.zeros(len(z), dtype=torch.bool)
 
 
-def _priced(found: posterior.Gaussian, its: waves.Waves) -> tuple[posterior.Gaussian, Tensor, Tensor]:
-    """The expert, its evidence, and in which fields it leaves nothing to explain."""
+def _priced(found: posterior.Gaussian, its: waves.Waves) -> Asked:
     return found, found.evidence - its.price(), its.exact
 
 
@@ -203,7 +223,7 @@ def _with_components(functions: basis.GridFunctions, batch: Batch) -> tuple[post
     return posterior.condition(z, known, columns, mean, batch.s_obs, widths, its.noise), its
 
 
-def _process(its: hybrid.Prior, batch: Batch) -> tuple[_Rows, Tensor, Tensor]:
+def _process(its: hybrid.Prior, batch: Batch) -> Asked:
     found = hybrid.posterior(its, batch)
     return _Rows(found), found.log_evidence, torch.zeros(len(batch.s_obs), dtype=torch.bool)
 
@@ -226,12 +246,12 @@ class _Rows:
         return lambda s: drawn(s).flatten(2)
 
 
-_ASK = {
-    "past": _past,
-    "hybrid": lambda prior, batch: _process(prior.mixed, batch),
-    "stationary": lambda prior, batch: _process(prior.plain, batch),
-    "waves": lambda prior, batch: _priced(*_alone(prior, batch)),
-    "both": lambda prior, batch: _priced(*_with_components(prior.rest, batch)),
+_ASK: dict[str, Callable[[Prior, Batch], list[Asked]]] = {
+    "past": lambda prior, batch: [_past(table, batch) for table in prior.past],
+    "hybrid": lambda prior, batch: [_process(prior.mixed, batch)],
+    "stationary": lambda prior, batch: [_process(prior.plain, batch)],
+    "waves": lambda prior, batch: [_priced(*_alone(prior, batch))],
+    "both": lambda prior, batch: [_priced(*_with_components(table, batch)) for table in prior.rest],
 }
 
 

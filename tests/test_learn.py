@@ -62,11 +62,10 @@ def test_a_prior_answers_as_before_it_was_written(tmp_path):
     torch.testing.assert_close(v5.predict(v5.load(tmp_path / "p.safetensors"), batch).mean, v5.predict(prior, batch).mean)
 
 
-def test_files_stay_below_their_largest_size_by_precision_then_components(monkeypatch):
+def test_files_stay_below_their_largest_size_by_precision_then_components():
     tensors = {"table": torch.randn(10, 1, 20, dtype=torch.float64), "level": torch.zeros(1, dtype=torch.float64)}
-    assert learn.fitting(tensors)["table"].dtype == torch.float64
-    monkeypatch.setattr(learn, "LARGEST", 1000.0)
-    small = learn.fitting(tensors)
+    assert learn.fitting(tensors, 1e6)["table"].dtype == torch.float64
+    small = learn.fitting(tensors, 1000.0)
     assert small["table"].dtype == torch.float32 and small["table"].shape[:2] == (10, 1)
     assert learn._bytes(small) <= 1000 and small["level"].dtype == torch.float64
 
@@ -96,6 +95,16 @@ def test_too_few_fields_are_refused(tmp_path):
 
 def test_a_world_of_few_fields_is_learned_from_each_of_them_once(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(learn, "_learned", lambda y, *rest: seen.append(y) or [])
+    monkeypatch.setattr(learn, "_learned", lambda kinds, *rest: seen.extend(kinds) or [])
     learn.of_worlds(["faces"], tmp_path / "faces.safetensors", fields=500)
-    assert len(seen[0]) == len(torch.unique(seen[0].flatten(1), dim=0)) == 70
+    assert len(seen) == 1 and len(seen[0]) == len(torch.unique(seen[0].flatten(1), dim=0)) == 70
+
+
+def test_several_worlds_are_kinds_of_their_own(tmp_path, monkeypatch, capsys):
+    quick(monkeypatch)
+    monkeypatch.setattr(v5, "BASES", ("past",))
+    assert main(["train", "--world", "radial", "separable", "--fields", "60", "--out", str(tmp_path / "two.safetensors")]) == 0
+    tensors, card = weights.read(tmp_path / "two.safetensors")
+    assert card["fields"] == 60 and {"past", "past1"} <= set(tensors) and "6 fields" in card["scores"]["told"]
+    assert [len(table.values) for table in v5.load(tmp_path / "two.safetensors").past] == [1024, 1024]
+    assert "60 of 32 x 32" in capsys.readouterr().out

@@ -1,5 +1,7 @@
 """What learning takes: one prior for several worlds, quality against seconds."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -21,13 +23,18 @@ def test_a_mixture_holds_the_past_fields_of_every_world_once():
     assert rows(found) == rows(parts)
 
 
-def test_one_prior_for_all_is_that_of_the_mixture():
+def test_one_prior_for_all_knows_every_kind_or_only_their_mixture():
     case = contest.Case("radial", 20, past=10, fields=2)
     methods, batch = learning.universal(NAMES, 20), contest.test_batch(case)
-    truth = v5.predict(v5.learn(learning.mixture(NAMES, 20, 0), experts=("past",)), batch)
-    found = methods["v5, one prior for all"](case, batch)
-    assert torch.equal(found.mean, truth.mean)
-    assert not torch.allclose(methods["oi, one covariance for all"](case, batch).mean, contest.classical("oi")(case, batch).mean)
+    priors = {
+        "v5, one prior for all": learning.kinds(NAMES, 20, 0),
+        "the same without kinds": learning.mixture(NAMES, 20, 0),
+    }
+    for name, past in priors.items():
+        truth = v5.predict(v5.learn(past, experts=("past",)), batch)
+        assert torch.equal(methods[name](case, batch).mean, truth.mean)
+    found = [method(case, batch).mean for method in (*methods.values(), contest.classical("oi"))]
+    assert all(not torch.allclose(a, b) for a, b in itertools.pairwise(found))
 
 
 def test_more_past_fields_take_longer_and_tell_more():
@@ -41,11 +48,11 @@ def test_more_past_fields_take_longer_and_tell_more():
     assert {trace.name for trace in fig.data} >= {"v5", "oi"}
 
 
-def test_the_explorer_answers_from_either_prior():
+def test_the_explorer_answers_from_every_prior():
     lists, update = learning.controls(NAMES, 10, 20)
     asked = {"world": "radial", "layout": "uniform", "readings": 26, "noise": 0.0, "field": 1}
-    assert set(lists) == {*asked, "learned"} and lists["learned"].options == ("this world", "all worlds")
-    (own, words), (mixed, same) = (update(learned=name, **asked) for name in lists["learned"].options)
+    assert set(lists) == {*asked, "learned"} and lists["learned"].options == ("this world", "all worlds", "all worlds, mixed")
+    (own, words), (every, _), (mixed, same) = (update(learned=name, **asked) for name in lists["learned"].options)
     assert words == same and "all worlds" in words
     title = lambda fig: next(a.text for a in fig.layout.annotations if a.text.startswith("V5"))  # noqa: E731
-    assert title(own) != title(mixed)
+    assert title(own) == title(every) != title(mixed)

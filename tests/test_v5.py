@@ -120,6 +120,38 @@ def test_fields_unlike_the_past_ones_are_left_to_the_stationary_processes():
     assert_same(v5.predict(again, one), v5.predict(prior, one))
 
 
+def test_kinds_of_past_fields_keep_their_components_apart():
+    """Rings, and products of sines: a prior of both answers each as the prior of its kind alone does, and files keep it."""
+    kinds = [past(name)[:60] for name in ("radial", "separable")]
+    both, mixed = v5.learn(kinds, experts=("past",)), v5.learn(torch.cat(kinds), experts=("past",))
+    assert [len(table.values) for table in both.past] == [SIZE**2] * 2
+    again = v5.restore(v5.state(both))
+    for i, name in enumerate(("radial", "separable")):
+        one = batch(name, noise=0.05)
+        weight = v5.conditioned(both, one, ("past",)).weight
+        assert float(weight[:, i].min()) > 0.999
+        alone = v5.learn(kinds[i], experts=("past",))
+        assert_same(v5.predict(both, one, ("past",)), v5.predict(alone, one, ("past",)))
+        assert_same(v5.predict(again, one, ("past",)), v5.predict(both, one, ("past",)))
+        found, blurred = (errors(v5.mean(its, one, ("past",)), one).mean() for its in (both, mixed))
+        assert float(found) < float(blurred)
+
+
+def test_a_kind_counts_once_however_many_there_are():
+    """The same fields twice: each kind has half the weight of one, so that against the other experts nothing changes."""
+    fields, one = past("radial")[:40], batch(noise=0.05)
+    single, double = (v5.learn(kinds, experts=("past",)) for kinds in ([fields], [fields, fields]))
+    a, b = (v5.conditioned(its, one).weight for its in (single, double))
+    assert_close(b[:, 0], b[:, 1])
+    assert_close(b[:, :2].sum(1), a[:, 0])
+
+
+@pytest.mark.parametrize("kinds", [[], [torch.rand(4, 1, 8, 8), torch.rand(4, 1, 8, 9)], [torch.rand(4, 1, 8, 8), torch.rand(4, 3, 8, 8)]])
+def test_kinds_of_different_shapes_are_refused(kinds):
+    with pytest.raises(ValueError, match="give at least one kind, all of the same channels and grid"):
+        v5.learn(kinds)
+
+
 def errors(mean, one):
     return (mean - one.y_qry).square().mean((1, 2))
 
