@@ -19,7 +19,8 @@ Reading order, each group importing only from itself and the groups before it
     judge   baselines (perfield, optimal, oracle), metrics      what needs no network, and the scores of all
             v5 (refine)                                         ours: several posteriors, weighed by evidence; a flow from them
             diagnosis                                           what a model does besides its score
-            plots (theme, maps, marks, png), report, widgets    figures, what a notebook shows, explorers
+            plots (theme, maps, marks, png), report             figures, what a notebook shows
+            widgets (aside, follow)                             explorers: slow answers, figures that follow
             claims (ledger, rules)                              what was promised, and the verdicts on it
             suspects (lineup)                                   what may cause the noise, and what proves it
     run     train (objective, schedules, checkpoint, progress, stopping)  training
@@ -28,7 +29,7 @@ Reading order, each group importing only from itself and the groups before it
             study (workers), attribution                        many arms in one table; which switch is worth what
             contest, showcase, realshow, learning               methods side by side; what V5 is shown by; what learning takes
             playground (view, stories, trained, exactflow)      one field, read by hand, answered at once; its stories
-            canvas, aside, export, serve (browsing)             maps in the page, slow answers, files, the page of its own
+            canvas, export, serve (browsing)                    maps in the page, files, the page of its own
             techniques, design                                  the ten techniques; what a sweep runs, by rule
             synergy, hundred                                    what techniques give together; the hundred versions on the screen
             sweep (turns, course, crew, cluster), board         every task of a design once, here or on a cluster; how far it is

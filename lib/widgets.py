@@ -2,7 +2,8 @@
 
 Every explorer is explorer(controls, update): update(**values) gives (figure, words) from the controls' values, a pure function of them.
 The figure's data change in place; a ValueError appears in words under the figure and leaves the figure as it was. Without a kernel the
-same box works from Python: set box.controls["readings"].value and read box.figure, box.words.value and box.trouble.value.
+same box works from Python and answers at once: set box.controls["readings"].value and read box.figure, box.words.value and
+box.trouble.value.
 """
 
 # ruff: noqa: C408 - options of plotly and ipywidgets read as keyword arguments
@@ -20,41 +21,64 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 
-from lib import baselines, data, diagnosis, metrics, plots, worlds
+from lib import aside, baselines, data, diagnosis, follow, metrics, plots, worlds
 from lib.report import number
 
 READINGS = (1, 2, 4, 8, 13, 26, 51, 102, 205, 512, 1024)
 LENGTHS = (10, 16, 26, 41, 64, 102, 164, 256, 410, 656, 1075, 1640, 2560, 4096)
+PATIENCE = 0.15  # seconds without an answer after which it is said to be on its way
 TRAINED_LENGTH = 102  # 51 readings and 51 queries, as the series was trained
 
 
 def explorer(controls: Mapping[str, ipywidgets.Widget], update: Callable[..., tuple[go.Figure, str]]) -> ipywidgets.VBox:
-    """Controls in rows above a live figure above a line of words; attributes controls, figure, words, trouble."""
-    words, trouble = ipywidgets.HTML(), ipywidgets.HTML()
+    """Controls in rows above a live figure above a line of words; attributes controls, figure, words, trouble.
 
-    def answer() -> go.Figure | None:
-        try:
-            fig, text = update(**{name: control.value for name, control in controls.items()})
-        except Exception as error:  # a notebook shows nothing of an exception in a callback, so say it here
+    In a kernel a move is answered beside its loop, and the next move ends an answer that is not there yet; elsewhere, at once.
+    """
+    words, trouble, work, patience = ipywidgets.HTML(), ipywidgets.HTML(), aside.Aside(), []
+
+    def values() -> dict:
+        return {name: control.value for name, control in controls.items()}
+
+    def told(found: tuple[go.Figure, str] | None, error: Exception | None) -> go.Figure | None:
+        while patience:
+            patience.pop().cancel()
+        if error is not None:  # a notebook shows nothing of an exception in a callback, so say it here
             what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             trouble.value = f'<span style="color:#C0392B"><b>Not possible:</b> {html.escape(what)}</span>'
             return None
-        words.value, trouble.value = text, ""
-        return _sendable(fig)
+        words.value, trouble.value = found[1], ""
+        return follow.sendable(found[0])
+
+    def arrived(found: tuple[go.Figure, str] | None, error: Exception | None) -> None:
+        if (fig := told(found, error)) is not None:
+            shown[:] = follow.follow(live, shown, fig)
 
     def refresh(_change) -> None:
-        if (fig := answer()) is not None:
-            shown[:] = _follow(live, shown, fig)
+        its, here = values(), aside.loop()
+        if here is None:
+            arrived(*_tried(update, its))
+            return
+        if not patience:
+            patience.append(here.call_later(PATIENCE, setattr, trouble, "value", "<i>working …</i>"))
+        work.start(its, lambda: update(**its), arrived)
 
-    first = answer()  # complete before a browser knows of it: a view of a figure that is filled later may stay empty
+    first = told(*_tried(update, values()))  # complete before a browser knows of it: a view of a figure that is filled later may stay empty
     first = plots.figure() if first is None else first
-    live, shown = go.FigureWidget(first), _content(first)
+    live, shown = go.FigureWidget(first), follow.content(first)
     for control in controls.values():
         control.observe(refresh, names="value")
     rows = ipywidgets.HBox(list(controls.values()), layout=dict(flex_flow="row wrap", width=f"{plots.WIDTH}px", margin="0 0 4px 0"))
     box = ipywidgets.VBox([rows, live, words, trouble])
     box.controls, box.figure, box.words, box.trouble = dict(controls), live, words, trouble
     return box
+
+
+def _tried(update: Callable, values: dict) -> tuple[tuple[go.Figure, str] | None, Exception | None]:
+    try:
+        return update(**values), None
+    except Exception as error:
+        return None, error
 
 
 def fallback(box: ipywidgets.VBox) -> go.Figure:
@@ -265,55 +289,6 @@ def version_explorer(
 
 def _look() -> dict:
     return dict(style=dict(description_width="92px"), layout=dict(width="290px", margin="2px 6px 2px 0"))
-
-
-def _sendable(fig: go.Figure) -> go.Figure:
-    """A widget sends numbers as JSON, which knows no NaN: nothing stands for a missing value."""
-    for trace in fig.data:
-        if trace.type == "heatmap" and not np.isfinite(trace.z).all():
-            trace.z = np.where(np.isfinite(trace.z), trace.z, None)
-    return fig
-
-
-def _content(fig: go.Figure) -> list:
-    """Traces and layout as plain data."""
-    return [[t.to_plotly_json() for t in fig.data], fig.layout.to_plotly_json()]
-
-
-def _follow(live: go.FigureWidget, shown: Sequence, fig: go.Figure) -> list:
-    """Show another figure: the changed properties of the same traces where kinds and counts agree, else new traces; what is shown now."""
-    traces, layout = _content(fig)
-    if _kind(traces, layout) != _kind(*shown):
-        live.data = ()
-        live.layout = fig.layout
-        live.add_traces(fig.data)
-    else:
-        with live.batch_update():
-            for trace, old, new in zip(live.data, shown[0], traces, strict=True):
-                trace.update(_changed(old, new))
-            live.layout.update(_changed(shown[1], layout))
-    return [traces, layout]
-
-
-def _kind(traces: Sequence[Mapping], layout: Mapping) -> tuple:
-    """What must agree for one figure to turn into another in place."""
-    return [(t["type"], sorted(t)) for t in traces], sorted(layout), [len(layout.get(part, ())) for part in ("annotations", "shapes")]
-
-
-def _changed(old: Mapping, new: Mapping) -> dict:
-    return {name: part for name, part in new.items() if name not in old or not _equal(old[name], part)}
-
-
-def _equal(a, b) -> bool:
-    """Equality of nested plotly data that may hold arrays."""
-    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        a, b = np.asarray(a), np.asarray(b)
-        return a.shape == b.shape and np.array_equal(a, b, equal_nan=a.dtype.kind == "f" and b.dtype.kind == "f")
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_equal(a[name], b[name]) for name in a)
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(_equal, a, b))
-    return bool(a == b)
 
 
 def _picture(y: torch.Tensor, shape: tuple[int, int]) -> np.ndarray:

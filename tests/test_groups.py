@@ -11,7 +11,23 @@ GROUPS = [
     {"layers", "ssm", "scans", "order", "paths", "encoders", "versions", "model", "refined", "basis", "waves"}
     | {"posterior", "kernels", "settings", "dictionary", "hybrid"},
     {"ode", "flow", "coupling", "penalties"},
-    {"baselines", "perfield", "optimal", "oracle", "metrics", "diagnosis", "theme", "png", "maps", "marks", "plots", "report", "widgets"}
+    {
+        "baselines",
+        "perfield",
+        "optimal",
+        "oracle",
+        "metrics",
+        "diagnosis",
+        "theme",
+        "png",
+        "maps",
+        "marks",
+        "plots",
+        "report",
+        "widgets",
+        "aside",
+        "follow",
+    }
     | {"v5", "refine", "claims", "ledger", "suspects", "lineup", "rules"},
     {"checkpoint", "progress", "train", "arms", "bench", "cost", "machine", "params", "folders", "kernel", "page", "run", "refs", "check"}
     | {
@@ -52,7 +68,6 @@ GROUPS = [
         "trained",
         "exactflow",
         "canvas",
-        "aside",
         "export",
         "serve",
         "browsing",

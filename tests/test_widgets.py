@@ -1,5 +1,6 @@
 """Explorers driven from Python: every control moves the figure, errors appear in words, formulas match the recurrence they illustrate."""
 
+import asyncio
 import json
 import math
 import time
@@ -259,3 +260,35 @@ def test_versions_are_asked_at_the_same_readings_for_every_resolution():
     box.controls["resolution"].value = 24
     assert torch.equal(seen[16][0], seen[24][0]) and torch.equal(seen[16][1], seen[24][1])
     assert [seen[r][2:] for r in (16, 24)] == [(256, 4), (576, 4)]
+
+
+def test_in_a_kernel_a_slow_answer_says_that_it_works_and_the_next_move_ends_it(monkeypatch):
+    """As in a notebook, inside a running loop: the first move would take a minute, the second is answered at once."""
+    ended = []
+
+    def update(seconds):
+        try:
+            for _ in range(int(100 * seconds)):
+                time.sleep(0.01)
+        finally:
+            ended.append(seconds)
+        if seconds == 0.5:
+            raise ValueError("half a second is not allowed")
+        return go.Figure(go.Scatter(x=[0], y=[seconds])), f"{seconds:g} s"
+
+    async def live():
+        box = widgets.explorer({"seconds": widgets.choice("seconds", [0.0, 60.0, 0.1, 0.5])}, update)
+        move = lambda value: setattr(box.controls["seconds"], "value", value)  # noqa: E731
+        move(60.0)
+        assert box.words.value == "0 s" and box.trouble.value == ""  # the loop is free, and nothing flickers
+        await asyncio.sleep(2 * widgets.PATIENCE)
+        assert "working" in box.trouble.value
+        move(0.1)
+        await asyncio.sleep(1.0)
+        assert (box.words.value, box.trouble.value, box.figure.data[0].y) == ("0.1 s", "", (0.1,))
+        move(0.5)
+        await asyncio.sleep(1.5)
+        assert "half a second is not allowed" in box.trouble.value and box.words.value == "0.1 s"
+
+    asyncio.run(live())
+    assert ended == [0.0, 60.0, 0.1, 0.5]
