@@ -344,6 +344,7 @@ def controls(names: Sequence[str], past: int, seed: int = 0) -> tuple[dict, Call
         mine = float(psnr(answer.mean, batch)[0])
         fig = widgets.comparison(batch, answer, fields.shape[-2:], f"V5, {mine:.1f} dB")
         text = f"PSNR <b>{mine:.1f} dB</b> · optimal interpolation {score['oi']:.1f} dB · Gaussian process {score['gp']:.1f} dB"
-        return fig, f"{text} · V5 took {ms:.0f} ms"
+        half, most = (float(metrics.coverage(answer.mean - batch.y_qry, answer.std, level)[0]) for level in (0.5, 0.9))
+        return fig, f"{text} · intervals of 50 and 90 % hold {half:.0%} and {most:.0%} of the field · V5 took {ms:.0f} ms"
 
     return lists, update

@@ -1,6 +1,7 @@
 """What V5 is shown by: true wave vectors, the exact answer of a known covariance, spectra against the truth, questions between nodes."""
 
 import math
+import re
 from types import SimpleNamespace
 
 import pandas as pd
@@ -132,7 +133,7 @@ def test_the_periodogram_marks_the_waves_of_the_truth_where_they_stay():
 def test_the_explorer_answers_and_says_when_an_expert_is_not_there(monkeypatch):
     lists, update = showcase.controls(["plane"], 12)
     fig, words = update("plane", "all", "hole", 26, 0.05, 1)
-    assert "optimal interpolation" in words and fig.data
+    assert "optimal interpolation" in words and re.search(r"intervals of 50 and 90 % hold \d+% and \d+% of the field", words) and fig.data
     assert lists["experts"].options == ("all", *v5.EXPERTS)
     with pytest.raises(ValueError, match="not both"):
         update("plane", "both", "uniform", 26, 0.0, 0)
