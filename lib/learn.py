@@ -123,12 +123,21 @@ def _apart(fields: Tensor, most: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def fitting(tensors: dict[str, Tensor], largest: float) -> dict[str, Tensor]:
-    """The tensors in double precision if that makes at most `largest` bytes, else tables in single, with their last components cut."""
+    """The tensors in double precision if that makes at most `largest` bytes, else tables in single, without their smallest columns.
+
+    Columns go by their share of their table's power, so that a table of a steep spectrum loses more of them than one of a flat spectrum.
+    """
     if _bytes(tensors) <= largest:
         return tensors
     small = {k: v.float() if v.ndim == 3 else v for k, v in tensors.items()}
-    share = min(1.0, largest / _bytes(small))
-    return {k: v[..., : max(1, int(share * v.shape[-1]))] if v.ndim == 3 else v for k, v in small.items()}
+    power = {k: v.double().square().sum((0, 1)) for k, v in small.items() if v.ndim == 3}
+    share = {k: its / its.max().clamp(min=1e-300) for k, its in power.items()}  # of the largest column, which is always kept
+    over = _bytes(small) - largest
+    column = {k: 4 * small[k].shape[0] * small[k].shape[1] for k in share}
+    for least in sorted({0.0, *torch.cat(list(share.values())).tolist()}):
+        if sum(column[k] * int((its < least).sum()) for k, its in share.items()) >= over:
+            break
+    return {k: v[..., share[k] >= least] if k in share else v for k, v in small.items()}
 
 
 def _bytes(tensors: dict[str, Tensor]) -> int:

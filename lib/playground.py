@@ -18,6 +18,7 @@ from dataclasses import replace
 
 import ipywidgets
 import plotly.graph_objects as go
+import torch
 
 from lib import aside, data, export, ode, stories, trained, widgets, worlds
 from lib import view as views
@@ -35,7 +36,8 @@ KEPT = 100  # views to go back to
 
 
 def box(first: View | None = None, past: int = views.PAST) -> Playground:
-    """The playground at a view, its first answer complete; past: how many past fields methods learn from."""
+    """The playground at a view, its first answer complete; past: how many past fields methods learn from. One thread from here on."""
+    torch.set_num_threads(1)  # for matrices of some dozen rows, threads wait for each other longer than they compute
     return Playground(View() if first is None else first, past)
 
 

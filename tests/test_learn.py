@@ -62,12 +62,16 @@ def test_a_prior_answers_as_before_it_was_written(tmp_path):
     torch.testing.assert_close(v5.predict(v5.load(tmp_path / "p.safetensors"), batch).mean, v5.predict(prior, batch).mean)
 
 
-def test_files_stay_below_their_largest_size_by_precision_then_components():
-    tensors = {"table": torch.randn(10, 1, 20, dtype=torch.float64), "level": torch.zeros(1, dtype=torch.float64)}
-    assert learn.fitting(tensors, 1e6)["table"].dtype == torch.float64
+def test_files_stay_below_their_largest_size_by_precision_then_by_the_smallest_columns():
+    steep = torch.randn(10, 1, 20, dtype=torch.float64) * 10.0 ** -torch.arange(20)
+    tensors = {"flat": torch.randn(10, 1, 20, dtype=torch.float64), "steep": steep, "level": torch.zeros(1, dtype=torch.float64)}
+    assert learn.fitting(tensors, 1e6)["flat"].dtype == torch.float64
     small = learn.fitting(tensors, 1000.0)
-    assert small["table"].dtype == torch.float32 and small["table"].shape[:2] == (10, 1)
-    assert learn._bytes(small) <= 1000 and small["level"].dtype == torch.float64
+    assert small["flat"].dtype == torch.float32 and small["level"].dtype == torch.float64
+    assert 900 < learn._bytes(small) <= 1000
+    assert torch.equal(small["steep"], steep[..., :4].float()) and small["flat"].shape[-1] == 20
+    least = learn.fitting(tensors, 1.0)  # never fewer than one column
+    assert [least[name].shape for name in ("flat", "steep")] == [(10, 1, 1)] * 2
 
 
 @pytest.mark.parametrize(
