@@ -20,6 +20,7 @@ VERDICTS_BEGIN, VERDICTS_END = "<!-- verdicts: written by `python -m lib publish
 BENCH_BEGIN, BENCH_END = "<!-- bench: written by `python -m lib publish` -->", "<!-- end of bench -->"
 
 OURS_BEGIN, OURS_END = "<!-- ours: written by `python -m lib publish` -->", "<!-- end of ours -->"
+LEARNING = "11_learning"  # what trained, and what one prior for all worlds is worth
 OURS = {"08_v5": "lead", "09_real_fields": "lead_db"}  # notebooks that set V5 against its peers, and what they call the lead
 
 HEADLINES = [  # the claims the README shows, once they have a verdict
@@ -194,7 +195,28 @@ def ours(root: Path) -> str:
         for world, lead in found[name].items():
             lines.append(f"| {world} | {_span(found['psnr'][world])} | {found['best_peer'][world]} | {_span(lead)} | {link} |")
         told += ["", found["answer"], "", f"- {notebook[:2]}: {_origin(content['provenance'])}"]
+    if content := folders.read_json(root / "outputs" / "reference" / LEARNING / "metrics.json"):
+        told += ["", content["metrics"]["answer"], ""]
+        told += [*_trained_peers(content), f"- {LEARNING[:2]}: {_origin(content['provenance'])}"]
     return "\n".join(lines + told)
+
+
+def _trained_peers(content: dict) -> list[str]:
+    """PSNR of the peers that were trained, with the time they got, beside V5's and optimal interpolation's; nothing where none was."""
+    rows, asked = content["metrics"].get("trained_peers"), content["provenance"]["parameters"]
+    if not rows:
+        return []
+    names = {
+        "v5": "V5",
+        "oi": "OI",
+        "convcnp": f"ConvCNP, {asked['peer_seconds']:g} s",
+        "fm-np": f"`fm-np`, {asked['joint_steps']:,} steps x 32",
+    }
+    names = {name: words for name, words in names.items() if any(name in row for row in rows.values())}
+    lines = ["| PSNR (dB), 51 readings | " + " | ".join(names.values()) + " |", "|---" * (len(names) + 1) + "|"]
+    for case, row in rows.items():
+        lines.append(f"| {case} | " + " | ".join(f"{row[name]:.1f}" if name in row else "" for name in names) + " |")
+    return [*lines, ""]
 
 
 def _span(its: dict) -> str:

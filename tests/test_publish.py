@@ -199,3 +199,12 @@ def test_v5_stands_beside_its_peers_where_the_readme_has_a_place_for_it(tmp_path
     assert "| plane | 44.1 [40.0, 48.0] | oi | 1.0 [-0.1, 2.0] | [08](notebooks/08_v5.ipynb) |" in text
     assert "V5 leads." in text and "a processor" in text and "old" not in text
     assert publish.fill(text, root) == text
+    learned = {"answer": "One prior serves all.", "trained_peers": {"air, noise 0": {"v5": 43.52, "oi": 43.0, "fm-np": 9.97}}}
+    asked = {"parameters": {"peer_seconds": 300.0, "joint_steps": 2000}}
+    (root / "outputs" / "reference" / publish.LEARNING).mkdir()
+    (root / "outputs" / "reference" / publish.LEARNING / "metrics.json").write_text(
+        json.dumps({"metrics": learned, "provenance": {**origin, **asked, "date": "2026-11-23T00:00:00+00:00"}})
+    )
+    text = publish.fill(marks, root)
+    assert "One prior serves all." in text and "| PSNR (dB), 51 readings | V5 | OI | `fm-np`, 2,000 steps x 32 |" in text
+    assert "| air, noise 0 | 43.5 | 43.0 | 10.0 |" in text and "ConvCNP" not in text
