@@ -9,7 +9,7 @@ weights drawn once, evaluated wherever it is asked.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -212,10 +212,16 @@ class Part(Protocol):
 
 @dataclass(frozen=True)
 class Mixture:
-    """Several posteriors of the same fields, each with a weight per field."""
+    """Several posteriors of the same fields, each with a weight per field, and the name of where it comes from."""
 
     parts: tuple[Part, ...]
     weight: Float[Tensor, "B E"]
+    names: tuple[str, ...] = ()
+
+    def shares(self) -> dict[str, Float[Tensor, " B"]]:
+        """The weight of all parts of one name together, per name."""
+        its = {name: [i for i, other in enumerate(self.names) if other == name] for name in dict.fromkeys(self.names)}
+        return {name: self.weight[:, which].sum(1) for name, which in its.items()}
 
     def at(self, s: Float[Tensor, "B M 2"], spread: bool = True) -> tuple[Tensor, Tensor | None]:
         """Mean and variance (B, R): within the parts, and between their means; without `spread` only the mean."""
@@ -238,6 +244,6 @@ class Mixture:
         return sampled
 
 
-def mixture(parts: list[Part], evidence: Float[Tensor, "B E"]) -> Mixture:
+def mixture(parts: list[Part], evidence: Float[Tensor, "B E"], names: Sequence[str] = ()) -> Mixture:
     """The parts weighed by log evidence, prices and prior weights already in it."""
-    return Mixture(tuple(parts), evidence.softmax(1))
+    return Mixture(tuple(parts), evidence.softmax(1), tuple(names))

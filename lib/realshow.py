@@ -117,8 +117,8 @@ def goals(rows: Sequence[Mapping]) -> list[dict]:
 def weights(case: Case) -> dict[str, float]:
     """Each expert's weight in V5's answers, mean over the case's fields."""
     prior = contest.prior(case.world, case.past, case.seed)
-    found = v5.conditioned(prior, contest.test_batch(case)).weight.mean(0)
-    return dict(zip(v5.has_experts(prior), found.tolist(), strict=False))  # where waves explain all, no expert after them is asked
+    found = v5.conditioned(prior, contest.test_batch(case)).shares()
+    return {name: float(its.mean()) for name, its in found.items()}  # where waves explain all, no expert after them is asked
 
 
 def doubt(case: Case) -> tuple[float, float]:

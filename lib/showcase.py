@@ -26,7 +26,7 @@ INVISIBLE = 1e-6  # of the truth's power, in a ring of wave numbers: less than t
 FLOAT32 = 3e-8  # standard deviation that rounding gives to values about 0.5
 WAVES = {"plane": 1, "interference": 2}  # worlds whose fields are this many waves of known vectors
 HONEST = {"coverage50": (0.45, 0.55), "coverage90": (0.85, 0.95)}  # what we ask of intervals
-COUNTS = (12, 48)  # starting waves tried beside waves.COUNT
+COUNTS = (6, 12, 24, 48)  # waves that a single search starts with, beside those of v5.STARTS together
 
 Method = Callable[[Case, Batch], Prediction]  # of a contest (lib/contest.py)
 
@@ -110,15 +110,15 @@ def experts(prior: v5.Prior, batch: Batch) -> list[dict]:
     """For the first field, every expert that the prior has: log evidence of the readings, waves' price not taken off, and PSNR alone."""
     rows = []
     for name in v5.has_experts(prior):
-        part = v5.conditioned(prior, batch[:1], [name]).parts[0]
         alone = float(psnr(v5.mean(prior, batch[:1], [name]), batch[:1])[0])
-        rows.append({"expert": name, "evidence": float(evidence(part)[0]), "psnr": alone})
+        rows.append({"expert": name, "evidence": float(evidence(v5.conditioned(prior, batch[:1], [name]))[0]), "psnr": alone})
     return [*rows, {"expert": "all", "psnr": float(psnr(v5.mean(prior, batch[:1]), batch[:1])[0])}]
 
 
-def evidence(part) -> Float[Tensor, " B"]:
-    """Log density of the readings under one expert, a part of v5.conditioned; what looking for waves costs is not taken off."""
-    return part.evidence if isinstance(part, posterior.Gaussian) else part.found.log_evidence
+def evidence(expert: posterior.Mixture) -> Float[Tensor, " B"]:
+    """Log density of the readings under one expert, on average over its searches; what looking for waves costs is not taken off."""
+    its = [part.evidence if isinstance(part, posterior.Gaussian) else part.found.log_evidence for part in expert.parts]
+    return torch.stack(its).logsumexp(0) - math.log(len(its))
 
 
 def psnr(mean: Tensor, batch: Batch) -> Float[Tensor, " B"]:
@@ -130,7 +130,7 @@ def remixed(how: str) -> Method:
 
     def answer(case: Case, batch: Batch) -> Prediction:
         prior = contest.prior(case.world, case.past, case.seed)
-        parts = {name: v5.conditioned(prior, batch, [name]).parts[0] for name in v5.has_experts(prior)}
+        parts = {name: v5.conditioned(prior, batch, [name]) for name in v5.has_experts(prior)}
         weight = [evidence(part) + prior.log_weight[v5.EXPERTS.index(name)] for name, part in parts.items()]
         return _answer(posterior.mixture(list(parts.values()), torch.stack(weight, 1) * (how == "unpriced")), batch)
 

@@ -12,6 +12,7 @@ neither is told to it; on measured fields it is a kriging whose covariance was l
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ ROUNDING = 1e-5  # by which a coordinate may leave [-1, 1]
 MOST = 600  # components kept: a table of 1,024 sites then holds 5 MB
 CONSTANT = 0.25  # prior variance of the level around the past fields' mean, in units of their variance
 DISSECTED, READ = 256, 160  # past fields taken apart into waves and the rest, by this many readings each
+STARTS = (waves.COUNT, 6)  # waves a search begins with: many, for fields of many; and few, lest noise be taken for waves
 BASES = ("past", "waves", "both")  # enough for worlds with a formula
 PROCESSES = ("hybrid", "stationary")  # a second or so to condition a batch on, and for "hybrid" many seconds to learn
 EXPERTS = (*BASES, *PROCESSES)
@@ -150,7 +152,7 @@ def _remainder(table: basis.GridFunctions, past: Float[Tensor, "n 1 H W"], gener
     batch = data.observe(some, min(READ, some[0].numel()), "uniform", generator)
     for i in range(0, len(some), AT_ONCE):
         part = _double(batch[i : i + AT_ONCE])
-        gaussian, its = _with_components(table, part)
+        gaussian, its = _with_components(table, part, waves.COUNT)
         amplitude = gaussian.weights[:, -4 * its.k.shape[1] :]
         left.append(part.y_qry[..., 0] - (its.columns(part.s_qry) @ amplitude[..., None])[..., 0])
         found += int((its.width > 0).sum())
@@ -167,16 +169,17 @@ def conditioned(prior: Prior, batch: Batch, experts: Sequence[str] | None = None
     chosen = [name for name in has if experts is None or name in experts]
     if not chosen:
         raise ValueError(f"this prior has the experts {', '.join(has)}, not {', '.join(experts)}")
-    parts, evidence, exact = [], [], torch.zeros(len(batch.s_obs), dtype=torch.bool)
+    parts, evidence, names, exact = [], [], [], torch.zeros(len(batch.s_obs), dtype=torch.bool)
     for name in chosen:  # where waves leave nothing to explain, no expert after them is asked
         if not parts or not bool(exact.all()):
             kinds = _ASK[name](prior, batch)
             weight = prior.log_weight[EXPERTS.index(name)] - math.log(len(prior.past) if name in PER_KIND else 1)
             for found, its_evidence, _ in kinds:
                 parts.append(found)
+                names.append(name)
                 evidence.append((its_evidence + weight).masked_fill(exact, -torch.inf))
             exact = torch.stack([exact, *(its_exact for *_, its_exact in kinds)]).any(0)
-    return posterior.mixture(parts, torch.stack(evidence, 1))
+    return posterior.mixture(parts, torch.stack(evidence, 1), names)
 
 
 def has_experts(prior: Prior) -> list[str]:
@@ -194,15 +197,26 @@ def _past(table: basis.GridFunctions, batch: Batch) -> Asked:
     return found, found.evidence, torch.zeros(len(z), dtype=torch.bool)
 
 
-def _priced(found: posterior.Gaussian, its: waves.Waves) -> Asked:
-    return found, found.evidence - its.price(), its.exact
+def _searched(search: Callable[[int], tuple[posterior.Gaussian, waves.Waves]]) -> list[Asked]:
+    """The posterior of a search from each of STARTS, all as likely, until one leaves nothing to explain in any field.
+
+    Noise hides the best waves among others nearly as good; searches that end at different ones leave the choice to the evidence, and where
+    it does not choose, their disagreement to the deviation.
+    """
+    found = []
+    for count in STARTS:
+        gaussian, its = search(count)
+        found.append((gaussian, gaussian.evidence - its.price() - math.log(len(STARTS)), its.exact))
+        if bool(its.exact.all()):
+            break
+    return found
 
 
-def _alone(prior: Prior, batch: Batch) -> tuple[posterior.Gaussian, waves.Waves]:
+def _alone(prior: Prior, batch: Batch, count: int) -> tuple[posterior.Gaussian, waves.Waves]:
     """Waves around the level of past fields."""
     z, known = _rows(batch.y_obs) - prior.level, _known(batch)
     start = CONSTANT * prior.variance.expand(len(z), 1)
-    its = waves.find(batch.s_obs, z, known, z.new_ones(*z.shape, 1), start)
+    its = waves.find(batch.s_obs, z, known, z.new_ones(*z.shape, 1), start, count)
     widths = torch.cat([its.scale, its.widths()], 1)
     columns = posterior.Beside((lambda s: s.new_ones(*s.shape[:2], 1), its.columns), (1, 4 * its.k.shape[1]))
 
@@ -212,12 +226,12 @@ def _alone(prior: Prior, batch: Batch) -> tuple[posterior.Gaussian, waves.Waves]
     return posterior.condition(z, known, columns, mean, batch.s_obs, widths, its.noise), its
 
 
-def _with_components(functions: basis.GridFunctions, batch: Batch) -> tuple[posterior.Gaussian, waves.Waves]:
+def _with_components(functions: basis.GridFunctions, batch: Batch, count: int) -> tuple[posterior.Gaussian, waves.Waves]:
     """Waves beside the components, whose common scale the readings choose."""
     mean, components = _functions(functions)
     known = _known(batch)
     z, factor = _rows(batch.y_obs) - mean(batch.s_obs), components(batch.s_obs)
-    its = waves.find(batch.s_obs, z, known, factor, z.new_ones(len(z), 1))
+    its = waves.find(batch.s_obs, z, known, factor, z.new_ones(len(z), 1), count)
     widths = torch.cat([its.scale.expand(-1, factor.shape[-1]), its.widths()], 1)
     columns = posterior.Beside((components, its.columns), (factor.shape[-1], 4 * its.k.shape[1]))
     return posterior.condition(z, known, columns, mean, batch.s_obs, widths, its.noise), its
@@ -250,8 +264,8 @@ _ASK: dict[str, Callable[[Prior, Batch], list[Asked]]] = {
     "past": lambda prior, batch: [_past(table, batch) for table in prior.past],
     "hybrid": lambda prior, batch: [_process(prior.mixed, batch)],
     "stationary": lambda prior, batch: [_process(prior.plain, batch)],
-    "waves": lambda prior, batch: [_priced(*_alone(prior, batch))],
-    "both": lambda prior, batch: [_priced(*_with_components(table, batch)) for table in prior.rest],
+    "waves": lambda prior, batch: _searched(functools.partial(_alone, prior, batch)),
+    "both": lambda prior, batch: [one for its in prior.rest for one in _searched(functools.partial(_with_components, its, batch))],
 }
 
 

@@ -137,6 +137,27 @@ def test_kinds_of_past_fields_keep_their_components_apart():
         assert float(found) < float(blurred)
 
 
+def test_searches_that_disagree_share_the_answer(monkeypatch):
+    """Thirteen noisy readings of a plane wave: a search from many waves takes noise for waves, one from few does not; both have a say."""
+    one = data.observe(worlds.get("plane").fields(24, SIZE, split="test").double(), 13, noise=0.1)
+    its = v5.learn(past("plane")[:40], experts=("past",))
+    found = {}
+    for starts in ((24,), (6,), (24, 6)):
+        monkeypatch.setattr(v5, "STARTS", starts)
+        found[starts] = v5.conditioned(its, one, ("waves",))
+    both = found[24, 6]
+    assert both.names == ("waves", "waves") and set(both.shares()) == {"waves"}
+    assert_close(both.weight.sum(1), torch.ones(24, dtype=torch.float64))
+    s = one.s_qry.double()
+    (many, _), (few, _) = (found[count,].at(s) for count in (24, 6))
+    mean, variance = both.at(s)
+    assert_close(mean, both.weight[:, :1] * many + both.weight[:, 1:] * few, rtol=0, atol=1e-9)
+    apart = both.weight.prod(1) > 0.01  # neither is certain
+    assert apart.any() and (variance[apart] >= (both.weight.prod(1)[:, None] * (many - few).square())[apart] - 1e-9).all()
+    error = lambda mean: float((mean - one.y_qry[..., 0]).square().mean(1).log().mean())  # noqa: E731
+    assert error(mean) < error(many) - 0.2
+
+
 def test_a_kind_counts_once_however_many_there_are():
     """The same fields twice: each kind has half the weight of one, so that against the other experts nothing changes."""
     fields, one = past("radial")[:40], batch(noise=0.05)
