@@ -1,8 +1,8 @@
 """V5, the posterior: several Gaussian priors of a field, each conditioned exactly on the readings and weighed by its evidence.
 
     past        mean and principal components of past fields: optimal interpolation, with noise and scale by evidence
-    waves       plane waves found in the readings themselves (lib/waves.py), around a constant
-    both        plane waves beside the components of what waves leave of the past fields
+    waves       plane waves found in the readings themselves (lib/waves.py), around a constant; one search from many, one from few
+    both        plane waves, as above, beside the components of what waves leave of the past fields
     hybrid      localised components plus stationary processes, averaged over settings learned from the past fields (lib/hybrid.py)
     stationary  stationary processes alone, which know no more of past fields than level and variance: for fields unlike them
 The one that explains the readings best answers; where several do, their answers are mixed and their disagreement is part of the deviation.
