@@ -204,8 +204,8 @@ def answer(scores: Scores, found: Fit) -> str:
     sure = table[(table.techniques == 2) & (table.holm < 0.05)]
     names, number = synergy.best(scores, 1)[0]
     last = synergy.greedy(scores, found)[-1]
-    first = ", ".join(f"{r['technique']} {r['name']} {evidence.words(r['average'])}" for r in ranks[:3])
+    gains = [f"{r['technique']} {r['name']} {evidence.words(r['average'])}" for r in ranks if r["average"][1] > 0][:3]
     says = f"Of {len(scores)} versions {label(names)} is best with {_decibels(number)}, v2 has {scores[()].mean():.1f} dB. "
-    says += f"On average the most is given by {first}. {len(real)} of 45 pairs have a synergy beyond twice its standard error, "
+    says += f"On average {'the most is given by ' + ', '.join(gains) if gains else 'none gains beyond doubt'}. {len(real)} of 45 pairs have a synergy beyond twice its standard error, "
     says += f"{len(sure)} after correction; greedy choice ends at {label(last['names'])} with {last['psnr']:.1f} dB ({last['how']})."
     return says
