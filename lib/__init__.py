@@ -35,6 +35,6 @@ Reading order, each group importing only from itself and the groups before it
             sweep (turns, course, crew, cluster), board         every task of a design once, here or on a cluster; how far it is
             evidence, family, answers, inquiry                  from tables to verdicts and sentences; versions side by side
             run (params, folders, kernel, page, machine, jobs)  notebooks in batch, with parameter files
-            reconstruct (intake, frame, delivery)               a field from the user's own readings
+            learn, reconstruct (intake, frame, delivery)        priors kept in files; a field from the user's own readings
             refs, publish, check (pictures)                     saved outputs, reference results, is all well
 """

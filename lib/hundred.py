@@ -206,6 +206,7 @@ def answer(scores: Scores, found: Fit) -> str:
     last = synergy.greedy(scores, found)[-1]
     gains = [f"{r['technique']} {r['name']} {evidence.words(r['average'])}" for r in ranks if r["average"][1] > 0][:3]
     says = f"Of {len(scores)} versions {label(names)} is best with {_decibels(number)}, v2 has {scores[()].mean():.1f} dB. "
-    says += f"On average {'the most is given by ' + ', '.join(gains) if gains else 'none gains beyond doubt'}. {len(real)} of 45 pairs have a synergy beyond twice its standard error, "
+    most = f"the most is given by {', '.join(gains)}" if gains else "none gains beyond doubt"
+    says += f"On average {most}. {len(real)} of 45 pairs have a synergy beyond twice its standard error, "
     says += f"{len(sure)} after correction; greedy choice ends at {label(last['names'])} with {last['psnr']:.1f} dB ({last['how']})."
     return says

@@ -38,6 +38,8 @@ ROWS = [  # what the README shows: words, notebook, name of the number
     ("the same V2 on the whole field; promised 35", "03_v2_baseline", "psnr_global"),
     ("V2 as described, 51 sites fixed per field, whole field", "03_v2_baseline", "psnr_field"),
     ("V2 as described, sites redrawn at every step, whole field; promised 25 to 30", "03_v2_baseline", "psnr_step"),
+    ("V2 as described, trained longer", "04_fixes", "psnr_as described"),
+    ("the same with 200 random queries per step; promised 25 to 30", "04_fixes", "psnr_random queries"),
     ("V2 with all fixes of the documents; promised 28 to 35", "04_fixes", "psnr_documents, all"),
     ("V2 as described, repaired in its sites", "04_fixes", "psnr_sites"),
     ("the same, values scaled by their measured mean and deviation", "04_fixes", "psnr_sites + scaling"),
@@ -45,7 +47,7 @@ ROWS = [  # what the README shows: words, notebook, name of the number
     ("the same, a residual in the head", "04_fixes", "psnr_sites + scaling + features + head"),
     ("thin plate, no training", "01_data_exploration", "psnr_separable_thin_plate"),
     ("Gaussian process, no training", "01_data_exploration", "psnr_separable_gp_rbf"),
-    ("optimal interpolation, no training", "01_data_exploration", "psnr_separable_oi"),
+    ("optimal interpolation: the covariance of 3,000 past fields, no training", "01_data_exploration", "psnr_separable_oi"),
 ]
 
 

@@ -100,9 +100,12 @@ def published(notebook: str) -> None:
     names = [name for name, value in RECORDED.items() if isinstance(value, int | float) and name in found["metrics"]]
     table([{"number": name, "published run": found["metrics"][name], "this run": RECORDED[name]} for name in names])
     p = found["provenance"]
-    sizes = ", ".join(f"{name} {value}" for name, value in p["parameters"].items() if isinstance(value, int))
+    counts = {name: value for name, value in p["parameters"].items() if isinstance(value, int) and not isinstance(value, bool)}
+    counts |= {name: value for name, value in p["parameters"].items() if name.endswith("seeds")}
+    sizes = ", ".join(f"{name} {value}" for name, value in counts.items())
+    spent = "continued from an earlier run" if p.get("continued_from") else f"{p['seconds'] / 60:.0f} min"
     where = p["gpu"] if p["device"] == "cuda" else f"{p['cpu']}, {p['threads']} thread(s)"
-    print(f"Published run: profile {p['profile']} ({sizes}), {where}, {p['seconds'] / 60:.0f} min, {p['date'][:10]}, commit {p['commit']}.")
+    print(f"Published run: profile {p['profile']} ({sizes}), {where}, {spent}, {p['date'][:10]}, commit {p['commit']}.")
 
 
 def number(value, digits: int = 3) -> str:
