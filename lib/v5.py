@@ -203,10 +203,13 @@ def _searched(search: Callable[[int], tuple[posterior.Gaussian, waves.Waves]]) -
     Noise hides the best waves among others nearly as good; searches that end at different ones leave the choice to the evidence, and where
     it does not choose, their disagreement to the deviation.
     """
-    found = []
+    found: list[Asked] = []
     for count in STARTS:
         gaussian, its = search(count)
-        found.append((gaussian, gaussian.evidence - its.price() - math.log(len(STARTS)), its.exact))
+        evidence = gaussian.evidence - its.price() - math.log(len(STARTS))
+        for *_, exact in found:  # an exact answer stays as it is, whether or not the search goes on for other fields
+            evidence = evidence.masked_fill(exact, -torch.inf)
+        found.append((gaussian, evidence, its.exact))
         if bool(its.exact.all()):
             break
     return found

@@ -158,6 +158,17 @@ def test_searches_that_disagree_share_the_answer(monkeypatch):
     assert error(mean) < error(many) - 0.2
 
 
+def test_a_second_search_leaves_exact_answers_as_they_are():
+    """One field read without noise and one with: the first is found at once, and is not searched again because the second is."""
+    fields = worlds.get("plane").fields(2, SIZE, split="test").double()
+    clean, noisy = (data.observe(fields[i : i + 1], 13, noise=v) for i, v in enumerate((0.0, 0.1)))
+    one = Batch(*(torch.cat([getattr(part, name) for part in (clean, noisy)]) for name in ("s_obs", "y_obs", "m_obs", "s_qry", "y_qry")))
+    its = v5.learn(past("plane")[:40], experts=("past",))
+    first, second = v5._searched(lambda count: v5._alone(its, v5._double(one), count))
+    assert first[2].tolist() == [True, False]
+    assert second[1][0] == -torch.inf and second[1][1].isfinite()
+
+
 def test_a_kind_counts_once_however_many_there_are():
     """The same fields twice: each kind has half the weight of one, so that against the other experts nothing changes."""
     fields, one = past("radial")[:40], batch(noise=0.05)
