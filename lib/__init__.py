@@ -24,7 +24,7 @@ Reading order, each group importing only from itself and the groups before it
             claims (ledger, rules)                              what was promised, and the verdicts on it
             suspects (lineup)                                   what may cause the noise, and what proves it
     run     train (objective, schedules, checkpoint, progress, stopping)  training
-            arms, cost (memory), bench (races, overhead, latency)  one arm of an experiment, what it costs
+            arms, cost (memory), bench (races, overhead, latency, pace)  one arm of an experiment, what it costs
             peers                                               ConvCNP, trained on the same batches
             study (workers), attribution                        many arms in one table; which switch is worth what
             contest, showcase, realshow, learning               methods side by side; what V5 is shown by; what learning takes

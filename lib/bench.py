@@ -159,6 +159,8 @@ GOALS = [
     ("browser", "open_s", "notebook 00 from a running server to a usable playground (s)", "at most", 20),
     ("browser", "memory_mb", "kernel after 500 more moves (MB)", "at most", 50),
     ("encoder", "nn_4147", "v4's encoder, 4,147 tokens: time of nn.TransformerEncoder over ours", "at least", 2.0),
+    ("arm", "seconds_10", "an arm of V2, 1,600 steps x 32, 64 fields by 10 Heun steps: two at a time, each (s)", "at most", 180),
+    ("arm", "seconds_50", "the same, the fields by the documents' 50 Heun steps (s)", "at most", 180),
     ("sweep", "local_seconds", "a sweep on this machine: seconds per arm beyond its work", "at most", 0.3),
     ("sweep", "local_minutes", "1,000 arms that do nothing, two at a time: minutes", "at most", 5.0),
     ("sweep", "ray_seconds", "a sweep on Ray: seconds per arm beyond its work", "at most", 1.0),
@@ -168,9 +170,9 @@ GOALS = [
 
 def sections() -> dict[str, Callable[..., dict]]:
     """Every section by name."""
-    from lib import latency, overhead, races  # here: they measure with this module's clock, or start programs that import it
+    from lib import latency, overhead, pace, races  # here: they measure with this module's clock, or start programs that import it
 
-    return {**SECTIONS, **races.SECTIONS, **overhead.SECTIONS, **latency.SECTIONS}
+    return {**SECTIONS, **races.SECTIONS, **pace.SECTIONS, **overhead.SECTIONS, **latency.SECTIONS}
 
 
 def run(root: Path, device: str = "auto", only: list[str] | None = None, say: Callable[[str], None] = print) -> dict:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lib import bench, races, ssm
+from lib import bench, pace, races, ssm
 
 
 def doubles(inputs):
@@ -108,3 +108,18 @@ def test_chosen_sections_are_measured_and_the_others_kept(tmp_path, monkeypatch)
     assert kept["figures"] == {"old": {"a": 1.0}, "solver": {"euler": 0.25}} and kept["provenance"]["threads"] == 1
     with pytest.raises(ValueError, match="unknown section sampler; known: training_step"):
         bench.run(tmp_path, "cpu", ["sampler"], say=lambda text: None)
+
+
+def test_a_stack_of_seeds_gives_the_gradients_of_its_seeds():
+    small = {"fields": 2, "width": 16, "layers": 1, "heads": 2, "inner": 16, "ffn": 16, "frequencies": 4}
+    stacked, separate = pace.stacked("cpu", 2, **small)(), pace.separate("cpu", 2, **small)()
+    assert not torch.equal(separate[0]["network.enter.weight"], separate[1]["network.enter.weight"])
+    for seed, gradients in enumerate(separate):
+        for name, gradient in gradients.items():
+            assert_close(stacked[name][seed], torch.zeros_like(stacked[name][seed]) if gradient is None else gradient)
+
+
+def test_an_arm_asked_by_more_steps_takes_longer():
+    found = pace.arm(steps=2, fields=1, rounds=1, seeds=2)
+    assert 0 < found["training_seconds"] < found["seconds_10"] < found["seconds_50"]
+    assert {figure for section, figure, *_ in bench.GOALS if section == "arm"} <= set(found)

@@ -62,6 +62,7 @@ GROUPS = [
         "cluster",
         "board",
         "overhead",
+        "pace",
         "playground",
         "view",
         "stories",

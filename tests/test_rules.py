@@ -21,11 +21,11 @@ def measured(**changes):
     systems = {n: v for kind, less in (("", 0), ("V1 ", 15)) for n, v in ((kind + s, at(20.0 - less)) for s in rules.SPLITS)}
     trivial = {"zeros": 3.0, "ones": 3.0, "random": 4.8, "constant 0.5": 6.1, "mean field": 9.0, "linear": 11.0}
     usual = rules.Measured(
-        psnr=systems | {"global": at(10.0), "all sites": at(5.0)},
+        psnr=systems | {"global": at(10.0), rules.CURE: at(22.0), "all sites": at(5.0)},
         alone=systems,
         seen=systems | {"global": at(21.0), "field": at(20.5)},
         loss={n: at(0.2, 0.01) for n in rules.SPLITS},
-        gain={"field": at(10.0), "step": at(10.7)},
+        gain={"field": at(10.0), "step": at(10.7), rules.CURE: at(12.0)},
         instruments={n: row() for n in rules.SPLITS},
         fall=dict.fromkeys(rules.SPLITS, 0.02),
         floors={"readings": 1e-6},
@@ -44,7 +44,11 @@ def measured(**changes):
 CASES = {
     "v2-baseline": [({}, "refuted"), ({"psnr": measured().psnr | {"step": at(35.0)}}, "confirmed")],
     "v2-length-free": [({}, "refuted"), ({"instruments": {n: row(shift=0.0) for n in rules.SPLITS}}, "confirmed")],
-    "positions-are-the-cause": [({}, "partly"), ({"gain": {"field": at(1.0), "step": at(0.0)}}, "refuted")],
+    "positions-are-the-cause": [
+        ({}, "partly"),
+        ({"gain": measured().gain | {rules.CURE: at(21.0)}}, "confirmed"),
+        ({"gain": measured().gain | {rules.CURE: at(0.0)}}, "refuted"),
+    ],
     "six-db-is-the-mean": [({}, "partly"), ({"trivial": {"separable": measured().trivial["separable"]}}, "confirmed")],
     "both-fail-equally": [
         ({}, "refuted"),
@@ -105,6 +109,7 @@ def test_every_promised_number_is_among_those_measured():
 def test_mechanisms_carry_their_sign():
     found = {r["mechanism"]: r["number"] for r in rules.mechanisms(measured())}
     assert found["the same 51 sites trained for all fields"] == -10.7
+    assert found["51 supervised sites"] == -2
     assert found["sites fixed per field"] == pytest.approx(-0.7)
     assert found["its own state is lost in a head without residual"] == -2 and found["one sample, not the mean"] == -3
     assert found["a sampler that forgets, where it is used"] == -19 and found["suspected too: gradients that vanish"] == pytest.approx(4)

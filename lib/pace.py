@@ -1,0 +1,84 @@
+"""How long one arm of the investigation takes, and whether seeds trained as one stack would take less; a section of `make bench`.
+
+The arm is V2 as described: 1,600 training steps of 32 fields, then 64 held-out fields asked at all 1,024 sites. Two run side by side, a
+process and a thread each, so on two cores an arm costs half of what each of them takes. Both parts are timed short and scaled up.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, stack_module_state, vmap
+
+from lib import bench, data, model, ode, study, worlds
+from lib.data import Batch
+
+STEPS, FIELDS = 1600, 64  # of the whole arm
+SIDE_BY_SIDE = 2
+
+
+def arm(device: str = "cpu", steps: int = 120, fields: int = 8, rounds: int = 7, seeds: int = 3) -> dict:
+    """seconds_<n>: of an arm asked by n Heun steps, two side by side · stacked: time of a stack of seeds over one after another."""
+    asked = {"solver": "heun", "solver_steps": 10, "test_fields": fields}
+    design = study.design("v2-transformer", "separable", range(SIDE_BY_SIDE), {"arm": {}}, steps=steps, batch=32, **asked)
+    rows = study.run(design, device=device, jobs=SIDE_BY_SIDE, show=False)
+    training = STEPS * float((rows.seconds_training / steps).mean())
+    call = float((rows.ms_per_field / rows.evaluations).mean()) / 1e3  # seconds per field and evaluation
+    found = {"training_seconds": training / SIDE_BY_SIDE}
+    for n in (10, 50):
+        found[f"seconds_{n}"] = (training + FIELDS * call * ode.evaluations("heun", n)) / SIDE_BY_SIDE
+    calls = {name: make(device, seeds) for name, make in {"stack": stacked, "one after another": separate}.items()}
+    times = bench.compare(calls, rounds, device)
+    return found | bench.ratio("stacked", times["stack"], times["one after another"]) | {"seeds": seeds}
+
+
+class Loss(nn.Module):
+    """Mean squared answer of a velocity network, a stand-in for the loss with the same cost."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: Batch, y_t: Tensor, t: Tensor) -> Tensor:
+        return self.network.velocity(y_t, t, batch.s_qry, self.network.encode(batch)).square().mean()
+
+
+def problem(device: str, seeds: int, fields: int = 32, **switches) -> tuple[list[Loss], tuple[Batch, Tensor, Tensor]]:
+    """V2 without dropout from so many seeds, and what each is asked: a batch of training with its noise and times."""
+    losses = [Loss(model.build("v2-transformer", 1, data.generator(k, "init"), dropout=0.0, **switches)).to(device) for k in range(seeds)]
+    whole = data.observe(worlds.get("separable").fields(fields, generator=data.generator(0, "train")), 51)
+    batch = Batch(whole.s_obs, whole.y_obs, whole.m_obs, whole.s_qry[:, :51], whole.y_qry[:, :51]).to(device)
+    noise = data.generator(0, "noise")
+    y_t, t = torch.randn(fields, 51, 1, generator=noise), torch.rand(fields, generator=noise)
+    return losses, (batch, y_t.to(device), t.to(device))
+
+
+def separate(device: str, seeds: int, **sizes) -> Callable[[], list[dict[str, Tensor]]]:
+    """The gradients of every seed, one after another."""
+    losses, asked = problem(device, seeds, **sizes)
+
+    def gradients(loss: Loss) -> dict[str, Tensor]:
+        weights = {name: weight for name, weight in loss.named_parameters() if weight.requires_grad}
+        return dict(zip(weights, torch.autograd.grad(loss(*asked), list(weights.values()), allow_unused=True), strict=True))
+
+    return lambda: [gradients(loss) for loss in losses]
+
+
+def stacked(device: str, seeds: int, **sizes) -> Callable[[], dict[str, Tensor]]:
+    """The same gradients from one call on stacked weights; attention alone goes seed by seed, which is faster than spelling it out."""
+    losses, asked = problem(device, seeds, **sizes)
+    weights, buffers = stack_module_state(losses)
+    gradients = vmap(grad(lambda w, b: functional_call(losses[0], (w, b), asked)))
+
+    def call() -> dict[str, Tensor]:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop")  # torch says so of the attention
+            return gradients(weights, buffers)
+
+    return call
+
+
+SECTIONS = {"arm": arm}
