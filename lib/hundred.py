@@ -6,6 +6,7 @@ A promise of a gain is judged by what the regression says of the technique alone
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from lib import arms, claims, design, evidence, plots, report, study, synergy, techniques
+from lib import arms, claims, design, evidence, ode, plots, report, study, synergy, techniques
 from lib.synergy import Fit, Number
 
 PROTOCOL = 1600 * 32  # fields seen in the documents' training
@@ -65,6 +66,27 @@ def kept(notebook: str = "07_hundred_versions") -> pd.DataFrame | None:
     """The table of the published run, None where there is none."""
     path = report.ROOT / "outputs" / "reference" / notebook / "arms.csv"
     return synergy.read(path) if path.exists() else None
+
+
+def projected(file: Path | str, steps: int, folder: Path | str | None = None, device: str = "cpu", **overrides) -> dict:
+    """How long a file's whole design takes on this device, one arm after another, from few steps of its base and of each technique alone.
+
+    A set takes the base's time times the factors of its techniques. Returns timed (arms), steps (of each), base (seconds of the base's
+    whole arm), factors (by technique), arms (of the design) and hours (of all). ValueError for a design without the base.
+    """
+    whole = [(techniques.of(name), arm) for name, arm in design.load(file, overrides).tasks]
+    short = {"steps": steps, "validate_every": steps, "test_fields": 2, "solver_steps": 1, "seeds": 1}
+    few = [(name, arm) for name, arm in design.load(file, {**overrides, **short}).tasks if len(techniques.of(name)) < 2]
+    timed, full = study.run(few, folder, device), dict(reversed(whole))
+    seconds = {}
+    for name, row in zip([techniques.of(name) for name, _ in few], timed.itertuples(), strict=True):
+        asked = full[name].judge.test_fields * ode.evaluations(full[name].judge.solver, full[name].judge.solver_steps)
+        seconds[name] = full[name].train.steps * row.seconds_training / steps + asked * row.ms_per_field / row.evaluations / 1e3
+    if () not in seconds:
+        raise ValueError(f"{Path(file).name} has no version without techniques; give its sets one of size 0")
+    factors = {name[0]: value / seconds[()] for name, value in seconds.items() if name}
+    hours = sum(seconds[()] * math.prod(factors.get(n, 1.0) for n in names) for names, _ in whole) / 3600
+    return {"timed": len(few), "steps": steps, "base": seconds[()], "factors": factors, "arms": len(whole), "hours": hours}
 
 
 # ---- figures ----
@@ -166,10 +188,10 @@ def gain_verdict(claim: str, number: Number, part: float, constant: float, base:
     return "not testable here" if word == "refuted" and (part < ENOUGH or base < constant) else word
 
 
-def decide(table: pd.DataFrame, scores: Scores, found: Fit, constant: float, ceiling: float) -> list[dict]:
+def decide(table: pd.DataFrame, scores: Scores, found: Fit, constant: float, ceiling: float, whole: Mapping | None = None) -> list[dict]:
     """Record the verdicts on the ten gains, the best combination and the hours; the rows of plots.promised for the gains.
 
-    constant, ceiling: PSNR of a constant, and of the truth under the documents' clamp to [0, 1], on the sweep's world.
+    constant, ceiling: PSNR of a constant, and of the truth under the documents' clamp to [0, 1], on the sweep's world. whole: `projected`.
     """
     ledger, rows, part, base = claims.load(), [], share(table), float(scores[()].mean())
     for name, claim in GAINS.items():
@@ -193,6 +215,10 @@ def decide(table: pd.DataFrame, scores: Scores, found: Fit, constant: float, cei
         f"The times of {len(arms_once)} arms on {table['device'].iloc[0]} add up to {hours:.2f} hours by the clock, other work beside them "
     )
     says += f"included; {100 * part:.0f} % of the documents' training, on other hardware."
+    if whole:
+        hours = whole["hours"]
+        says += f" All {whole['arms']} arms at the documents' size would take {hours:,.0f} hours, one after another (projected from "
+        says += f"{whole['steps']} steps of {whole['timed']} versions)."
     evidence.decide("sweep-hours", says, table, "not testable here", hours=hours)
     return rows
 

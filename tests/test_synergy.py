@@ -235,3 +235,42 @@ def test_every_promise_of_the_list_gets_a_verdict(monkeypatch):
     assert told["sweep-hours"][0] == "not testable here" and told["best-combinations"][0] == "refuted"
     assert told["t02-multiscale"][0] == "partly" and told["t02-multiscale"][2]["seeds"] == 2
     assert "5 % of the documents' training" in told["t02-multiscale"][1]
+
+
+def test_the_whole_design_is_projected_from_timed_versions(tmp_path, monkeypatch):
+    """A stand-in takes 1 s a step and 0.5 s a field and evaluation, and twice that with T2: sets multiply what their techniques cost."""
+    path = tmp_path / "design.yaml"
+    size = "width: 16, layers: 1, heads: 2, inner: 16, ffn: 16, solver: heun, solver_steps: 5, test_fields: 4, steps: 30"
+    sets = "[{size: 0}, {size: 1}, {size: 10}]"
+    path.write_text(f"name: x\narms: {{version: v2-fixed, world: plane, {size}}}\nseeds: 2\ntechniques: {{first: 2, sets: {sets}}}\n")
+    ran = []
+
+    def stand_in(some, folder, device):
+        ran.extend(arm for _, arm in some)
+        slow = [2.0 if techniques.of(name) == ("T2",) else 1.0 for name, _ in some]
+        row = {"seconds_training": 3.0, "ms_per_field": 500.0, "evaluations": 1}
+        return pd.DataFrame([{**row, "seconds_training": 3.0 * f, "ms_per_field": 500.0 * f} for f in slow])
+
+    monkeypatch.setattr(study, "run", stand_in)
+    found = hundred.projected(path, 3, seeds=2)
+    assert {arm.train.steps for arm in ran} == {3} and found["timed"] == 11 and found["arms"] == 24
+    assert found["base"] == 30 * 1.0 + 4 * 10 * 0.5 and found["factors"]["T2"] == 2 and found["factors"]["T5"] == 1
+    assert found["hours"] == pytest.approx(2 * (10 * 50 + 100 + 100) / 3600)
+
+
+def test_a_projected_design_needs_its_base(tmp_path, monkeypatch):
+    path = tmp_path / "design.yaml"
+    path.write_text("name: x\narms: {version: v2-fixed, world: plane}\ntechniques: {first: 2, sets: [{size: 1}]}\n")
+    row = {"seconds_training": 3.0, "ms_per_field": 500.0, "evaluations": 1}
+    monkeypatch.setattr(study, "run", lambda some, folder, device: pd.DataFrame([row for _ in some]))
+    with pytest.raises(ValueError, match="no version without techniques"):
+        hundred.projected(path, 3)
+
+
+def test_the_hours_of_the_whole_design_enter_the_verdict(monkeypatch):
+    told = {}
+    monkeypatch.setattr(claims, "verdict", lambda claim, word, says, **more: told.update({claim: (word, says, more)}))
+    some, whole = scores(), {"timed": 11, "steps": 20, "arms": 505, "hours": 321.4}
+    hundred.decide(a_table(some), some, synergy.fit(some), 6.0, 15.5, whole)
+    assert "505 arms" in told["sweep-hours"][1] and "321 hours" in told["sweep-hours"][1]
+    assert told["sweep-hours"][2]["measured"]["hours"] == 321.4
