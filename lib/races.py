@@ -242,15 +242,15 @@ def plain_encoder(width=256, heads=8, ffn=1024, layers=6) -> nn.Module:
     return nn.TransformerEncoder(nn.TransformerEncoderLayer(width, heads, ffn, 0.1, "gelu", batch_first=True), layers)
 
 
-def encoder(device="cpu", lengths=(1075, 4147), rounds=5) -> dict:
-    """Inference of v4's encoder, one field: nn.TransformerEncoder over ours."""
+def encoder(device="cpu", asked=((1075, 1), (4147, 1), (1075, 8)), rounds=5) -> dict:
+    """Inference of v4's encoder on so many tokens and fields: nn.TransformerEncoder over ours."""
     ours, theirs, found = Layers().to(device).eval(), plain_encoder().to(device).eval(), {}
     with torch.inference_mode():
-        for length in lengths:
-            tokens = draw(1, length, 256).to(device)
+        for length, fields in asked:
+            tokens = draw(fields, length, 256).to(device)
             calls = {"ours": lambda t=tokens: ours(t), "theirs": lambda t=tokens: theirs(t)}
             seconds = bench.compare(calls, rounds, device, 1, time.process_time)
-            found |= bench.ratio(f"nn_{length}", seconds["theirs"], seconds["ours"])
+            found |= bench.ratio(f"nn_{length}" + f"_x{fields}" * (fields > 1), seconds["theirs"], seconds["ours"])
     return found
 
 
