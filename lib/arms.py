@@ -104,6 +104,11 @@ def fit(arm: Arm, folder: Path | str | None = None, device="cpu", show: bool | N
     return network, train.fit(network, world, arm.train, place, device, show)
 
 
+def trained(arm: Arm, folder: Path | str) -> bool:
+    """Whether its weights lie in the folder, so that `fit` loads them."""
+    return (Path(folder) / "arms" / arm.id / "latest.pt").exists()
+
+
 def run(arm: Arm, folder: Path | str | None = None, device="cpu", show: bool | None = None) -> dict:
     """Train and judge an arm; its row, with settings, scores, cost and provenance. With a folder, a finished arm is only read."""
     place = Path(folder) / "arms" / arm.id / "row.json" if folder else None

@@ -81,7 +81,9 @@ def test_a_row_without_a_world_names_no_arm():
 
 def test_a_finished_arm_is_read_back(tmp_path):
     arm = arms.arm("v2-transformer", "plane", **QUICK)
+    assert not arms.trained(arm, tmp_path)
     row = arms.run(arm, tmp_path, show=False)
+    assert arms.trained(arm, tmp_path)
     place = tmp_path / "arms" / arm.id
     assert {"row.json", "latest.pt", "history.json"} <= {p.name for p in place.iterdir()}
     for file in place.glob("*.pt"):
