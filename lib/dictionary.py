@@ -35,14 +35,16 @@ SHRINK = 20.0  # fields that the mean deviation counts for in the deviation of a
 # ---- one setting: a multivariate t distribution ----
 
 
-def factorise(K: Float[Tensor, "B n n"], v: float, known: Bool[Tensor, "B n"]) -> tuple[Tensor, Bool[Tensor, " B"]]:
+def factorise(
+    K: Float[Tensor, "... B n n"], v: float | Float[Tensor, "V 1 1"], known: Bool[Tensor, "B n"]
+) -> tuple[Float[Tensor, "... B n n"], Bool[Tensor, "... B"]]:
     """Cholesky factors of K + v I with missing readings cut out (identity rows), and which of them exist in float64."""
     both = known[:, :, None] & known[:, None, :]
     root, info = torch.linalg.cholesky_ex(K * both + torch.where(known, v, 1.0).diag_embed())
     return root, info == 0
 
 
-def whiten(root: Float[Tensor, "B n n"], z: Float[Tensor, "B n m"]) -> Float[Tensor, "B n m"]:
+def whiten(root: Float[Tensor, "... B n n"], z: Float[Tensor, "B n m"]) -> Float[Tensor, "... B n m"]:
     """root^-1 z."""
     return torch.linalg.solve_triangular(root, z, upper=False)
 
@@ -53,9 +55,9 @@ def log_t(logdet: Tensor, misfit: Tensor, n: Tensor, a: Tensor, b: Tensor) -> Te
     return gamma - logdet / 2 - n / 2 * math.log(2 * math.pi)
 
 
-def moments(root: Tensor, z: Float[Tensor, "B n"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+def moments(root: Float[Tensor, "... B n n"], z: Float[Tensor, "B n"]) -> tuple[Float[Tensor, "... B"], Float[Tensor, "... B"]]:
     """log |A| and z' A^-1 z of A = root root'."""
-    return 2 * root.diagonal(dim1=1, dim2=2).log().sum(1), whiten(root, z[..., None]).square().sum((1, 2))
+    return 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1), whiten(root, z[..., None]).square().sum((-2, -1))
 
 
 # ---- what training fields say of the settings ----

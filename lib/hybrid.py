@@ -27,6 +27,7 @@ from lib.settings import Prior, default, restore, stationary
 CHOICE_READINGS = 256  # more readings than this are thinned to choose the settings; the answer uses all of them
 NEGLIGIBLE = 0.01  # settings of less weight than this are left out of a field's mixture
 SITES_AT_ONCE = 2**19  # numbers in one block of covariances between readings and queries
+FACTORS_AT_ONCE = 2**20  # numbers in covariances that are factorised together: a single field's matrices are too small for one call each
 
 
 __all__ = ["Posterior", "Prior", "default", "fit", "hybrid", "posterior", "restore", "stationary"]
@@ -98,16 +99,16 @@ def posterior(prior: Prior, batch: Batch) -> Posterior:
 
 def _evidence(prior: Prior, at: list[Sites], z: Tensor, known: Tensor) -> Float[Tensor, "J V B"]:
     """log p(z | setting) of every setting; -inf where its covariance cannot be factorised."""
-    n = known.sum(1).to(z)
-    found = z.new_zeros(len(prior.structures), len(prior.noise), len(z))
+    n, (J, V), (B, size) = known.sum(1).to(z), prior.weight.shape, z.shape[:2]
+    found = z.new_zeros(J, V, B)
+    together = max(1, FACTORS_AT_ONCE // max(1, V * B * size**2))
     for c, sites in enumerate(at):
         pair = Pair(sites, sites)
-        for j in range(len(prior.structures)):
-            K = pair.covariance(prior.structure(j))
-            for i, v in enumerate(prior.noise.tolist()):
-                root, sound = factorise(K, v, known)
-                logdet, misfit = moments(root, z[..., c])
-                found[j, i] += log_t(logdet, misfit, n, prior.a[j, c], prior.b[j, c]).where(sound, -torch.inf)
+        for js in torch.arange(J).split(together):
+            K = torch.stack([pair.covariance(prior.structure(j)) for j in js.tolist()])[:, None]
+            root, sound = factorise(K, prior.noise[:, None, None].to(z), known)
+            logdet, misfit = moments(root, z[..., c])
+            found[js] += log_t(logdet, misfit, n, prior.a[js, c, None, None], prior.b[js, c, None, None]).where(sound, -torch.inf)
     return found.nan_to_num(-torch.inf, neginf=-torch.inf)
 
 
@@ -146,11 +147,18 @@ class Posterior:
 
     def mean_std(self, s_qry: Float[Tensor, "B M 2"]) -> tuple[Float[Tensor, "B M C"], Float[Tensor, "B M C"]]:
         """Mean and standard deviation of the noise-free field, within settings and between them, at any sites."""
-        step = max(1, SITES_AT_ONCE // max(1, self.z[..., 0].numel()))
-        found = [self._block(s_qry[:, i : i + step]) for i in range(0, max(s_qry.shape[1], 1), step)]
-        return torch.cat([mean for mean, _ in found], 1), torch.cat([std for _, std in found], 1)
+        mean, variance = (torch.cat(part, 1) for part in zip(*(self._block(s) for s in self._blocks(s_qry)), strict=True))
+        return mean, variance.sqrt()
 
-    def _block(self, s: Tensor) -> tuple[Tensor, Tensor]:
+    def mean(self, s_qry: Float[Tensor, "B M 2"]) -> Float[Tensor, "B M C"]:
+        """The mean alone, which needs no factor."""
+        return torch.cat([self._block(s, spread=False)[0] for s in self._blocks(s_qry)], 1)
+
+    def _blocks(self, s: Tensor) -> tuple[Tensor, ...]:
+        return s.split(max(1, SITES_AT_ONCE // max(1, self.z[..., 0].numel())), 1)
+
+    def _block(self, s: Tensor, spread: bool = True) -> tuple[Tensor, Tensor]:
+        """Mean and variance; zeros for the variance without `spread`."""
         first, second = [], []
         for c, obs in enumerate(self.at):
             qry = self.prior.sites(c, s)
@@ -159,14 +167,15 @@ class Posterior:
                 k, i = self.prior.structure(part.j), part.fields
                 K = pair.covariance(k, i) * self.known[i, :, None]
                 m = torch.einsum("fnm,fn->fm", K, part.solved[c])
-                within = pair.variance(k, i) - whiten(part.root[c], K).square().sum(1)
                 mean[i] += part.weight[:, None] * m
-                square[i] += part.weight[:, None] * (within.clamp(min=0) * part.scale(c)[:, None] + m**2)
+                if spread:
+                    within = pair.variance(k, i) - whiten(part.root[c], K).square().sum(1)
+                    square[i] += part.weight[:, None] * (within.clamp(min=0) * part.scale(c)[:, None] + m**2)
             first.append(mean)
             second.append((square - mean**2).clamp(min=0))
         scale, turn = self.prior.scale, self.prior.turn
         mean = self.prior.mean_at(s) + (torch.stack(first, -1) * scale.sqrt()) @ turn.T
-        return mean, ((torch.stack(second, -1) * scale) @ turn.square().T).sqrt()
+        return mean, (torch.stack(second, -1) * scale) @ turn.square().T
 
     def leave_one_out(self) -> Float[Tensor, "B N C"]:
         """Each reading predicted from the others by every setting, z_i - (A^-1 z)_i / (A^-1)_ii, weights as given all readings."""

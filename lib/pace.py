@@ -1,4 +1,4 @@
-"""How long one arm of the investigation takes, and whether seeds trained as one stack would take less; a section of `make bench`.
+"""How long an arm of the investigation and a single field take, and whether seeds trained as one stack take less; parts of `make bench`.
 
 The arm is V2 as described: 1,600 training steps of 32 fields, then 64 held-out fields asked at all 1,024 sites. Two run side by side, a
 process and a thread each, so on two cores an arm costs half of what each of them takes. Both parts are timed short and scaled up.
@@ -6,6 +6,8 @@ process and a thread each, so on two cores an arm costs half of what each of the
 
 from __future__ import annotations
 
+import statistics
+import time
 import warnings
 from collections.abc import Callable
 
@@ -13,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
-from lib import bench, data, model, ode, study, worlds
+from lib import bench, cost, data, flow, memory, model, ode, study, v5, worlds
 from lib.data import Batch
 
 STEPS, FIELDS = 1600, 64  # of the whole arm
 SIDE_BY_SIDE = 2
+PAST = {"separable": 500, "plane": 500, "air": 240}  # fields; single ones are answered by components, by waves, by processes
 
 
 def arm(device: str = "cpu", steps: int = 120, fields: int = 8, rounds: int = 7, seeds: int = 3) -> dict:
@@ -81,4 +84,32 @@ def stacked(device: str, seeds: int, **sizes) -> Callable[[], dict[str, Tensor]]
     return call
 
 
-SECTIONS = {"arm": arm}
+def field(device: str = "cpu", rounds: int = 15, past: int = 500, wide: int = 1024) -> dict:
+    """Milliseconds from 51 readings of one field to an answer at 1,024 sites: V5's mean on three worlds, and four steps of the white flow.
+
+    joint_<sites>: one velocity of a network that reads all anew at every step over one of ours, which read once, of the same width.
+    wide_s, wide_gb: V5's mean and deviation at wide x wide sites, and what they add to the memory of the process.
+    """
+    calls, asked = {}, {}
+    for name in PAST:
+        world = worlds.get(name)
+        prior = v5.learn(world.fields(min(past, PAST[name]), generator=data.generator(0, "train")))
+        one = data.observe(world.fields(1, generator=data.generator(0, "test"), split="test"), 51)
+        asked[name] = prior, one
+        calls[f"{name}_ms"] = lambda prior=prior, one=one: v5.mean(prior, one)
+    ours, joint = (model.build(name, width=64, inner=64).eval().to(device) for name in ("v5-white", "fm-np"))
+    one = cost.empty_field(32, 51, device)
+    calls["white_ms"] = lambda: flow.sample(ours, one, data.generator(0, "samples", device), 4)
+    found = {name: 1e3 * statistics.median(seconds) for name, seconds in bench.compare(calls, rounds).items()}
+    for side in (32, 64):
+        batch = cost.empty_field(side, 51, device)
+        seconds = bench.compare({net: cost.velocity_call(net, batch) for net in (ours, joint)}, rounds, device)
+        found |= bench.ratio(f"joint_{side**2}", seconds[joint], seconds[ours])
+    prior, one = asked["air"]  # which takes longest
+    s = data.grid(wide)[None]
+    before, began = memory.highest(reset=True), time.perf_counter()
+    v5.predict(prior, Batch(one.s_obs, one.y_obs, one.m_obs, s, torch.zeros(1, wide**2, 1)))
+    return found | {"wide_s": time.perf_counter() - began, "wide_gb": (memory.highest() - before) / 1e9}
+
+
+SECTIONS = {"arm": arm, "field": field}

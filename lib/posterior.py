@@ -24,6 +24,8 @@ PRIOR_COUNT = 4.0  # a scale of 1 counts as much as this many readings, so that 
 NOISES = torch.logspace(-20, 1, 64, dtype=torch.float64)  # v tried, relative to the largest variance at the readings
 ROUNDS, NARROWER = 4, 8  # how often the bracket around the best of them narrows, and by which factor
 NEGLIGIBLE = 1e-12  # weight of a part below which its answer is not asked
+SLIGHT = 1e-12  # prior variance of a direction, over the largest, below which rounding of past fields may be all there is
+ROUNDING = 1e-13  # share of the readings' mean square that rounding leaves
 
 
 @runtime_checkable
@@ -104,6 +106,7 @@ class Gaussian:
     right: Float[Tensor, "B r n"]  # orthonormal directions in units of `root`
     shrink: Float[Tensor, "B n"]
     evidence: Float[Tensor, " B"]  # log density of the readings
+    exact: Bool[Tensor, " B"]  # whether directions for half the readings, or fewer, leave nothing of them but rounding
 
     def at(self, s: Float[Tensor, "B M 2"], spread: bool = True) -> tuple[Tensor, Tensor | None]:
         """Mean and variance (B, R) at the sites; without `spread` only the mean."""
@@ -150,7 +153,15 @@ def condition(
     gain = scale.sqrt()[:, None] * (singular * scale.sqrt()[:, None] / (variance + noise[:, None])).nan_to_num(0.0)
     weights = root * torch.einsum("brn,bn->br", right, gain * z2)
     shrink = (variance / (variance + noise[:, None])).nan_to_num(0.0)
-    return Gaussian(columns, mean, weights, root * scale.sqrt()[:, None], right, shrink, evidence)
+    exact = _leaves_nothing(singular.square(), z2.square(), rest, count)
+    return Gaussian(columns, mean, weights, root * scale.sqrt()[:, None], right, shrink, evidence, exact)
+
+
+def _leaves_nothing(variance: Tensor, z2: Tensor, rest: Tensor, count: Tensor) -> Bool[Tensor, " B"]:
+    """Whether few directions explain the readings to rounding: what holds for the other half of them holds between them."""
+    slight = variance <= SLIGHT * variance.amax(1, keepdim=True) if variance.shape[1] else variance > 0
+    left = (z2 * slight).sum(1) + rest
+    return (2 * (~slight).sum(1) <= count) & (left <= ROUNDING * (z2.sum(1) + rest)) & (count > 0)
 
 
 def log_density(variance: Tensor, z2: Tensor, rest: Tensor, count: Tensor, noise: Tensor) -> Float[Tensor, " B"]:

@@ -170,7 +170,7 @@ def conditioned(prior: Prior, batch: Batch, experts: Sequence[str] | None = None
     if not chosen:
         raise ValueError(f"this prior has the experts {', '.join(has)}, not {', '.join(experts)}")
     parts, evidence, names, exact = [], [], [], torch.zeros(len(batch.s_obs), dtype=torch.bool)
-    for name in chosen:  # where waves leave nothing to explain, no expert after them is asked
+    for name in chosen:  # where components or waves leave nothing to explain, no expert after them is asked
         if not parts or not bool(exact.all()):
             kinds = _ASK[name](prior, batch)
             weight = prior.log_weight[EXPERTS.index(name)] - math.log(len(prior.past) if name in PER_KIND else 1)
@@ -194,7 +194,7 @@ def _past(table: basis.GridFunctions, batch: Batch) -> Asked:
     z = _rows(batch.y_obs) - mean(batch.s_obs)
     widths = z.new_ones(len(z), table.values.shape[-1] - 1)
     found = posterior.condition(z, _known(batch), columns, mean, batch.s_obs, widths)
-    return found, found.evidence, torch.zeros(len(z), dtype=torch.bool)
+    return found, found.evidence, found.exact
 
 
 def _searched(search: Callable[[int], tuple[posterior.Gaussian, waves.Waves]]) -> list[Asked]:
@@ -255,8 +255,10 @@ class _Rows:
     found: hybrid.Posterior
 
     def at(self, s: Float[Tensor, "B M 2"], spread: bool = True) -> tuple[Tensor, Tensor | None]:
+        if not spread:
+            return self.found.mean(s).flatten(1), None
         mean, std = self.found.mean_std(s)
-        return mean.flatten(1), std.square().flatten(1) if spread else None
+        return mean.flatten(1), std.square().flatten(1)
 
     def draw(self, count: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
         drawn = self.found.draw(count, generator)
