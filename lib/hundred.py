@@ -18,8 +18,6 @@ import plotly.graph_objects as go
 from lib import arms, claims, design, evidence, ode, plots, report, study, synergy, techniques
 from lib.synergy import Fit, Number
 
-PROTOCOL = 1600 * 32  # fields seen in the documents' training
-ENOUGH = 0.25  # of it; after less, a gain that is missing may only be late
 GAINS = {name: technique.claim for name, technique in techniques.TECHNIQUES.items()}
 Scores = Mapping[tuple[str, ...], np.ndarray]
 
@@ -177,26 +175,15 @@ def by_world(table: pd.DataFrame, only: Sequence[str] = ()) -> list[dict]:
     return sorted(rows, key=lambda row: -row["mean"])
 
 
-def share(table: pd.DataFrame) -> float:
-    """How much of the documents' training an arm of the table had, in fields seen."""
-    return float((table["steps"] * table["batch"]).median() / PROTOCOL)
-
-
-def gain_verdict(claim: str, number: Number, part: float, constant: float, base: float) -> str:
-    """claims.judge on the gain alone; a miss after less than a quarter of the training, or below the constant, is not testable here."""
-    word = claims.judge(claim, "gain", *number)
-    return "not testable here" if word == "refuted" and (part < ENOUGH or base < constant) else word
-
-
 def decide(table: pd.DataFrame, scores: Scores, found: Fit, constant: float, ceiling: float, whole: Mapping | None = None) -> list[dict]:
     """Record the verdicts on the ten gains, the best combination and the hours; the rows of plots.promised for the gains.
 
     constant, ceiling: PSNR of a constant, and of the truth under the documents' clamp to [0, 1], on the sweep's world. whole: `projected`.
     """
-    ledger, rows, part, base = claims.load(), [], share(table), float(scores[()].mean())
+    ledger, rows, part, base = claims.load(), [], evidence.share(table), float(scores[()].mean())
     for name, claim in GAINS.items():
         alone, mean = found.contrast({(name,): 1.0}), synergy.average(found, name)
-        word = gain_verdict(claim, alone, part, constant, base)
+        word = evidence.gated(claims.judge(claim, "gain", *alone), part, base, constant)
         says = f"{techniques.TECHNIQUES[name].name} alone changes v2 by {evidence.words(alone)}, on average over {len(scores)} versions by "
         says += f"{evidence.words(mean)}, after {100 * part:.0f} % of the documents' training."
         evidence.decide(claim, says, table, word, gain=alone, gain_on_average=mean)
@@ -207,7 +194,7 @@ def decide(table: pd.DataFrame, scores: Scores, found: Fit, constant: float, cei
     says = f"The best of {len(scores)} versions ({label(names)}) reaches {number[0]:.1f} dB after {100 * part:.0f} % of the documents' "
     says += f"training; with their clamp to [0, 1] the truth itself scores {ceiling:.1f} dB on this world."
     word = claims.judge("best-combinations", "psnr", *number)
-    word = word if word != "refuted" or part >= ENOUGH or ceiling < 40 else "not testable here"
+    word = word if ceiling < 40 else evidence.gated(word, part)
     evidence.decide("best-combinations", says, table, word, psnr=number)
     arms_once = table.drop_duplicates("id")
     hours = float(arms_once["seconds"].sum() / 3600)

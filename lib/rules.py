@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lib import claims
+from lib import claims, evidence
 
-SPLITS = ("global", "field", "step")  # the three readings of the training split, 51 sites each
+SPLITS = ("global", "field", "step")  # what "51 supervised positions" may mean
+EPOCHS = 500  # in which a network is to learn one field by heart
 CURE = "200 redrawn"  # the documents' cure for it: 200 sites at random in every step
-PROTOCOL = 1600 * 32  # fields seen in the documents' training
 Verdict = tuple[str, str, dict]
 
 
@@ -38,14 +38,17 @@ class Measured:
     wider: tuple  # what the widest network gains over the narrowest there
     blocks: tuple  # gradient over weight norm of each block
     full: int  # fields seen by the training on all sites
+    part: float  # of the documents' training that the splits had
+    epochs: int  # of the training on one field, which is one step each
 
 
 def v2_baseline(m: Measured) -> Verdict:
-    """The promise, against the reading of the split that serves V2 best."""
+    """The promise, against the split that serves V2 best; missed after less than a quarter of the training, it is not testable."""
     best = max(SPLITS, key=lambda n: m.psnr[n][0])
     found = m.psnr[best]
-    says = f"V2 as described reaches {found[0]:.1f} dB on the whole field under the reading of the split that serves it best ({best})."
-    return claims.judge("v2-baseline", "psnr", *found), says, {"psnr": found}
+    says = f"V2 as described reaches {found[0]:.1f} dB on the whole field under the split that serves it best ({best}), "
+    says += f"after {100 * m.part:.0f} % of the documents' training."
+    return evidence.gated(claims.judge("v2-baseline", "psnr", *found), m.part), says, {"psnr": found}
 
 
 def v2_length_free(m: Measured) -> Verdict:
@@ -59,7 +62,7 @@ def positions(m: Measured) -> Verdict:
     """The promised gain, of 200 sites redrawn at every step over the same 51 for all fields."""
     gain, fewer, fixed = m.gain[CURE], m.gain["step"], m.gain["field"]
     says = f"Over the same 51 sites for all fields, 200 redrawn at every step gain {gain[0]:+.1f} dB, 51 redrawn {fewer[0]:+.1f} dB, "
-    word = claims.judge("positions-are-the-cause", "gain", *gain)
+    word = evidence.gated(claims.judge("positions-are-the-cause", "gain", *gain), m.part)
     return word, f"{says}and 51 that every field keeps {fixed[0]:+.1f} dB.", {"gain": gain, "gain_51": fewer, "gain_fixed": fixed}
 
 
@@ -72,11 +75,11 @@ def six_db(m: Measured) -> Verdict:
 
 
 def both_fail(m: Measured) -> Verdict:
-    """confirmed: V1 and V2 score 6 dB under every reading of the split; partly: some do."""
+    """confirmed: V1 and V2 score 6 dB under every split; partly: some do."""
     systems = {kind: [m.psnr[f"{kind}{n}"][0] for n in SPLITS] for kind in ("V1 ", "")}
     near = [v for values in systems.values() for v in values if _six(v)]
     one, two = (", ".join(f"{v:.1f}" for v in values) for values in systems.values())
-    says = f"V1 scores {one} and V2 {two} dB under the three readings of the split ({', '.join(SPLITS)})."
+    says = f"V1 scores {one} and V2 {two} dB under the three splits ({', '.join(SPLITS)})."
     return _word(len(near) == 2 * len(SPLITS), near), says, {"psnr": m.psnr["field"], "psnr_v1": m.psnr["V1 field"]}
 
 
@@ -92,8 +95,8 @@ def full_field(m: Measured) -> Verdict:
     """The promise; missed after a training shorter than the documents', it is not testable."""
     found = m.psnr["all sites"]
     word = claims.judge("full-field-training", "psnr", *found)
-    says = f"Trained on all sites, V2 reaches {found[0]:.1f} dB after {m.full:,} of {PROTOCOL:,} fields."
-    return "not testable here" if word == "refuted" and m.full < PROTOCOL else word, says, {"psnr": found}
+    says = f"Trained on all sites, V2 reaches {found[0]:.1f} dB after {m.full:,} of {evidence.PROTOCOL:,} fields."
+    return "not testable here" if word == "refuted" and m.full < evidence.PROTOCOL else word, says, {"psnr": found}
 
 
 def low_loss(m: Measured) -> Verdict:
@@ -105,9 +108,11 @@ def low_loss(m: Measured) -> Verdict:
 
 
 def overfit(m: Measured) -> Verdict:
-    """The promise, at the trained sites of the one field."""
-    says = f"One field, learned by heart: {m.heart[0]:.1f} dB at its trained sites, {m.grid[0]:.1f} dB on its whole grid."
-    return claims.judge("overfit-tells", "psnr", *m.heart), says, {"psnr": m.heart, "psnr_grid": m.grid}
+    """The promise, at the trained sites of the one field; missed before the promised 500 epochs, it is not testable."""
+    says = f"One field, learned by heart: {m.heart[0]:.1f} dB at its trained sites, {m.grid[0]:.1f} dB on its whole grid, "
+    says += f"after {m.epochs} epochs."
+    word = claims.judge("overfit-tells", "psnr", *m.heart)
+    return "not testable here" if word == "refuted" and m.epochs < EPOCHS else word, says, {"psnr": m.heart, "psnr_grid": m.grid}
 
 
 def diverges(m: Measured) -> Verdict:
@@ -117,9 +122,9 @@ def diverges(m: Measured) -> Verdict:
 
 
 def capacity(m: Measured) -> Verdict:
-    """confirmed: the widest network beats the narrowest on one field by 3 dB with its whole interval; partly: on average."""
+    """confirmed: the widest network beats the narrowest on one field by 3 dB with its whole interval; partly: its interval reaches 3 dB."""
     says = f"The widest network changes the score on one field by {m.wider[0]:+.1f} dB."
-    return _word(m.wider[1] > 3, m.wider[0] > 3), says, {"gain": m.wider}
+    return _word(m.wider[1] > 3, m.wider[2] > 3), says, {"gain": m.wider}
 
 
 def converging(m: Measured) -> Verdict:
@@ -184,7 +189,7 @@ def intervals(frame) -> dict[str, tuple]:
 
 
 def mechanisms(m: Measured) -> list[dict]:
-    """What each suspected mechanism costs, as rows of a table, in dB where not said otherwise."""
+    """What each suspected mechanism changes, as rows of a table, in dB where not said otherwise; negative where it costs."""
     step, field = m.instruments["step"], m.instruments["field"]
     found = {
         "the same 51 sites trained for all fields": ("against sites redrawn at every step", -m.gain["step"][0]),
