@@ -184,8 +184,11 @@ def decide(table: pd.DataFrame, scores: Scores, found: Fit, constant: float, cei
     for name, claim in GAINS.items():
         alone, mean = found.contrast({(name,): 1.0}), synergy.average(found, name)
         word = evidence.gated(claims.judge(claim, "gain", *alone), part, base, constant)
-        says = f"{techniques.TECHNIQUES[name].name} alone changes v2 by {evidence.words(alone)}, on average over {len(scores)} versions by "
-        says += f"{evidence.words(mean)}, after {100 * part:.0f} % of the documents' training."
+        trained = f"{float(scores[name,].mean() - scores[()].mean()):+.1f} dB as trained, " if (name,) in scores else ""
+        says = (
+            f"{techniques.TECHNIQUES[name].name} alone changes v2 by {trained}{evidence.words(alone)} by the regression over {len(scores)} "
+        )
+        says += f"versions, on their average by {evidence.words(mean)}, after {100 * part:.0f} % of the documents' training."
         evidence.decide(claim, says, table, word, gain=alone, gain_on_average=mean)
         low, high = claims.promised(ledger[claim].predicted["gain"])
         ends = dict(zip(("value", "value_low", "value_high"), alone, strict=True))

@@ -108,12 +108,21 @@ def pictures(base: str, trained: Mapping[str, arms.Arm], asked: pd.DataFrame, on
 
 
 def verdicts(
-    found: Effects, ranked: Sequence[Mapping], trained: pd.DataFrame, asked: pd.DataFrame, errors: Mapping[str, float], extra: Mapping
+    found: Effects,
+    ranked: Sequence[Mapping],
+    trained: pd.DataFrame,
+    asked: pd.DataFrame,
+    errors: Mapping[str, float],
+    extra: Mapping,
+    constant: float,
 ) -> None:
     """Record the verdict on every suspect from its effects on the base that learns and the tables they rest on.
 
-    errors: of the solvers, by name "solver-order: RK4" and so on · extra: sentences to add by suspect.
+    errors: of the solvers, by name "solver-order: RK4" and so on · extra: sentences to add by suspect · constant: PSNR of a constant. Where
+    the base scores less, its noise is that of a network that has not learned yet, and no suspect of the noise that is left is testable.
     """
+    base = float(trained.loc[trained.name == suspects.AWAKE, "psnr"].mean())
+    early = f" The base scores {base:.1f} dB, a constant {constant:.1f}." if base < constant else ""
     for row in ranked:
         name, here, rule = row["name"], row[suspects.AWAKE], suspects.SUSPECTS[row["name"]].rule
         verdict, numbers = suspects.judge(name, found[name]), {"gain": here["gain"], "speckle": here["speckle"]}
@@ -126,4 +135,5 @@ def verdicts(
         says += f"; on the system as described {evidence.words(row[suspects.DESCRIBED]['gain'])}." if suspects.DESCRIBED in row else "."
         rows = asked if name in suspects.ASKED and name != "seeds" else trained
         rows = rows[(rows.name == suspects.AWAKE) | rows.name.str.startswith(f"{name}:")]
-        evidence.decide(name, f"{says} {extra.get(name, '')}".strip(), rows, verdict, **numbers)
+        verdict = "not testable here" if early else verdict
+        evidence.decide(name, f"{says} {extra.get(name, '')}".strip() + early, rows, verdict, **numbers)

@@ -67,6 +67,26 @@ def test_a_gain_without_a_promised_number_counts_from_half_a_decibel(lows, verdi
     assert evidence.helps([(low + 0.2, low, low + 0.5) for low in lows]) == verdict
 
 
+@pytest.mark.parametrize(
+    ("word", "part", "base", "constant", "verdict"),
+    [
+        ("refuted", 0.24, 8.0, 6.0, "not testable here"),  # too short
+        ("refuted", 0.25, 8.0, 6.0, "refuted"),
+        ("refuted", 0.25, 5.0, 6.0, "not testable here"),  # nothing learned yet
+        ("refuted", 1.0, 5.0, 6.0, "refuted"),  # nothing learned in the documents' own training is what they report
+        ("partly", 0.01, 5.0, 6.0, "partly"),
+        ("confirmed", 0.01, 5.0, 6.0, "confirmed"),
+    ],
+)
+def test_a_miss_counts_only_after_enough_training(word, part, base, constant, verdict):
+    assert evidence.gated(word, part, base, constant) == verdict
+
+
+def test_the_share_of_the_training_is_counted_in_fields():
+    rows = pd.DataFrame({"steps": [400, 400, 1600], "batch": [32, 32, 32]})
+    assert evidence.share(rows) == 0.25 and evidence.share(rows[2:]) == 1.0
+
+
 def test_intervals_are_apart_only_if_they_share_nothing():
     assert evidence.apart((1, 0, 2), (4, 3, 5)) and evidence.apart((4, 3, 5), (1, 0, 2))
     assert not evidence.apart((1, 0, 3), (4, 3, 5)) and not evidence.apart((1, 0, 9), (4, 3, 5))

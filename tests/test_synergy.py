@@ -217,15 +217,6 @@ def test_gains_on_every_world_are_paired_with_the_base_there():
     assert rows[0]["mean"] == pytest.approx(float(some["T2",].mean() - some[()].mean()))
 
 
-def test_a_missing_gain_is_refuted_only_after_enough_training():
-    small, large = (0.1, -0.2, 0.4), (6.0, 5.5, 6.5)
-    assert hundred.gain_verdict("t01-rectified", small, 0.05, 6.0, 8.0) == "not testable here"
-    assert hundred.gain_verdict("t01-rectified", small, 1.0, 6.0, 8.0) == "refuted"
-    assert hundred.gain_verdict("t01-rectified", small, 1.0, 9.0, 8.0) == "not testable here"
-    assert hundred.gain_verdict("t01-rectified", large, 0.05, 6.0, 8.0) == "confirmed"
-    assert hundred.gain_verdict("t01-rectified", (2.0, 1.0, 3.0), 0.05, 6.0, 8.0) == "partly"
-
-
 def test_every_promise_of_the_list_gets_a_verdict(monkeypatch):
     told = {}
     monkeypatch.setattr(claims, "verdict", lambda claim, word, says, **more: told.update({claim: (word, says, more)}))
