@@ -125,11 +125,15 @@ def decide(claim: str, says: str, rows: pd.DataFrame, verdict: str | None = None
 
 
 def size(rows: pd.DataFrame) -> str:
-    """ "400 steps x 32, 500 fields, 16 held out" of a table's rows, "31–400" where they differ."""
+    """ "400 steps x 32, 500 fields, 16 held out" of a table's rows, "31–400" where they differ, with the width where it is not the described one."""
     span = {
         n: "–".join(f"{v:,}" for v in sorted({int(rows[n].min()), int(rows[n].max())})) for n in ("steps", "batch", "fields", "test_fields")
     }
-    return f"{span['steps']} steps x {span['batch']}, {span['fields']} fields, {span['test_fields']} held out"
+    told = f"{span['steps']} steps x {span['batch']}, {span['fields']} fields, {span['test_fields']} held out"
+    if not {"version", "width"} <= set(rows):
+        return told
+    cut = {(int(w), model.VERSIONS[v].width) for v, w in zip(rows["version"], rows["width"], strict=True) if w < model.VERSIONS[v].width}
+    return told + "".join(f", width {w} of {whole}" for w, whole in sorted(cut))
 
 
 def systems(table: pd.DataFrame, names: Sequence[str], switches: Sequence[str]) -> list[dict]:

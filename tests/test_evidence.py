@@ -138,3 +138,10 @@ def test_systems_of_the_switchboard_hold_their_switches_and_their_score():
     assert [row["name"] for row in rows] == RUNGS[:2] and rows[0]["head"] == "attention" and rows[0]["queries"] == 51
     assert rows[1]["low"] <= rows[1]["psnr"] <= rows[1]["high"]
     assert rows[1]["psnr"] == pytest.approx(some[some.name == "sites"].psnr.mean())
+
+
+def test_a_size_names_the_width_where_it_is_cut():
+    rows = pd.DataFrame({"steps": [9, 9], "batch": [4, 4], "fields": [8, 8], "test_fields": [2, 2]})
+    assert evidence.size(rows) == "9 steps x 4, 8 fields, 2 held out"
+    wide = rows.assign(version=["v1-large", "v2-transformer"], width=[32, 128])
+    assert evidence.size(wide) == "9 steps x 4, 8 fields, 2 held out, width 32 of 256"
