@@ -125,7 +125,7 @@ def decide(claim: str, says: str, rows: pd.DataFrame, verdict: str | None = None
 
 
 def size(rows: pd.DataFrame) -> str:
-    """ "400 steps x 32, 500 fields, 16 held out" of a table's rows, "31–400" where they differ, with the width where it is not the described one."""
+    """ "400 steps x 32, 500 fields, 16 held out" of a table's rows, "31–400" where they differ, and a width below the described one."""
     span = {
         n: "–".join(f"{v:,}" for v in sorted({int(rows[n].min()), int(rows[n].max())})) for n in ("steps", "batch", "fields", "test_fields")
     }

@@ -40,6 +40,12 @@ def test_a_finished_run_becomes_the_reference_and_fills_the_readme(tmp_path):
     assert "steps 1,600, batch 32, one seed" in text and "a processor" in text
 
 
+def test_the_reference_of_the_verdicts_counts_them_as_they_stand():
+    metrics = json.loads((ROOT / "outputs" / "reference" / "10_verdicts" / "metrics.json").read_text())["metrics"]
+    count = claims.counts(publish.verdicts(ROOT))
+    assert {name: metrics[name.replace(" ", "_")] for name in count} == count, "run 10 with the profile long and publish it last"
+
+
 @pytest.mark.parametrize("name", ["psnr_global", "global"])
 def test_a_value_carries_the_interval_that_its_run_recorded_under_its_name(tmp_path, name):
     root = a_project(tmp_path)
