@@ -155,9 +155,7 @@ def headline(root: Path) -> str:
         words = [row["says"], row["promised"] or "–", row["measured"] or row["found"], row["verdict"], _from(found[row["claim"]])]
         lines.append("| " + " | ".join(word.replace("|", "\\|") for word in words) + " |")
     places = dict.fromkeys(found[name]["hardware"] for name in chosen)
-    worth = (
-        "Intervals are 95 %, from a bootstrap over seeds and fields. Where seeds differ more than fields, those of three seeds hold the "
-    )
+    worth = "Intervals are 95 %, from a bootstrap over seeds and fields. Where seeds differ more than fields, those of three hold the "
     worth += "true mean in about three cases of four, of two in half of them, and one seed says nothing of other weights."
     return "\n".join(lines + (["", f"Measured on: {'; '.join(places)}. {worth}"] if places else []))
 
