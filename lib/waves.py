@@ -123,7 +123,7 @@ class _Rows:
 
 def _step(rows: _Rows, old: _State, done: Tensor, step: int, spread: Tensor, floor: Tensor, start: Tensor) -> tuple[_State, Tensor]:
     """One iteration: amplitudes, then Gauss-Newton for k and MacKay's fixed point for widths, scales and noise; done fields stay."""
-    width2, noise = old.width.repeat(1, 2), old.noise
+    width2, noise = torch.cat([old.width, old.width], 1), old.noise
     covariance = _waves_alone(rows, old)
     a, b = (width2 * _times(rows.waves, _solve(_root(covariance), rows.z))).chunk(2, 1)
     turned = torch.stack([b, -a], 1)[:, None, None]  # d (a cos + b sin) / dk = (b cos - a sin) s
@@ -163,7 +163,7 @@ def _settled(old: _State, new: _State, worth: Tensor, move: Tensor, a: Tensor, b
 
 def _waves_alone(rows: _Rows, state: _State) -> Float[Tensor, "B n n"]:
     """The covariance of the rows without tangents."""
-    scaled = rows.waves * state.width.repeat(1, 2)[:, None]
+    scaled = rows.waves * torch.cat([state.width, state.width], 1)[:, None]
     return torch.baddbmm(_covariance(rows.known, rows.rest, state.scale, state.noise), scaled, rows.waves.mT)
 
 
@@ -251,11 +251,12 @@ def _covariance(known: Tensor, rest: Tensor, scale: Tensor, noise: Tensor) -> Fl
 def _root(covariance: Float[Tensor, "B N N"]) -> Float[Tensor, "B N N"]:
     """A Cholesky factor, with the least jitter in powers of ten where rounding asks for it."""
     root, failed = torch.linalg.cholesky_ex(covariance)
-    jitter = 1e-13 * covariance.diagonal(dim1=1, dim2=2).mean(1)
-    while bool((failed > 0).any()):
-        covariance = covariance + torch.diag_embed(torch.where(failed > 0, jitter, 0.0)[:, None].expand(covariance.shape[:2]))
+    factor = 1e-13
+    while bool(failed.any()):
+        jitter = torch.where(failed > 0, factor * covariance.diagonal(dim1=1, dim2=2).mean(1), 0.0)
+        covariance = covariance + torch.diag_embed(jitter[:, None].expand(covariance.shape[:2]))
         root, failed = torch.linalg.cholesky_ex(covariance)
-        jitter = 10 * jitter
+        factor = 10 * factor
     return root
 
 
