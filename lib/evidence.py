@@ -69,9 +69,10 @@ def by_readings(
 
 
 def helps(gains: Sequence[Number], least: float = 0.5) -> str:
-    """The verdict on gains promised without a number: confirmed if all intervals lie above `least` dB, partly if some do, else refuted."""
-    clear = [low > least for _, low, _ in gains]
-    return "confirmed" if clear and all(clear) else "partly" if any(clear) else "refuted"
+    """The verdict on gains promised without a number: confirmed if all lie above `least` dB, refuted if no interval reaches it, else partly."""
+    if gains and all(low > least for _, low, _ in gains):
+        return "confirmed"
+    return "partly" if any(high > least for *_, high in gains) else "refuted"
 
 
 def share(rows: pd.DataFrame) -> float:
