@@ -69,7 +69,7 @@ def by_readings(
 
 
 def helps(gains: Sequence[Number], least: float = 0.5) -> str:
-    """The verdict on gains promised without a number: confirmed if all lie above `least` dB, refuted if no interval reaches it, else partly."""
+    """The verdict on gains promised without a number: confirmed if all exceed `least` dB, refuted if no interval does, else partly."""
     if gains and all(low > least for _, low, _ in gains):
         return "confirmed"
     return "partly" if any(high > least for *_, high in gains) else "refuted"
