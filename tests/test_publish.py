@@ -1,6 +1,7 @@
 """Reference results: only finished runs are published, and the README's numbers are those of the reference."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,20 @@ def test_a_value_carries_the_interval_that_its_run_recorded_under_its_name(tmp_p
     publish.publish("cpu", root=root, say=lambda text: None)
     text = (root / "README.md").read_text()
     assert "| 1,600 x 32 | 5.4 [4.9, 6.1] |" in text and "| 1,600 x 32 | 7.0 |" in text and "| none | 6.0 |" in text
+
+
+def test_a_row_at_full_length_names_the_length_it_was_trained_for(tmp_path):
+    root = a_project(tmp_path)
+    (root / "notebooks" / "04_fixes.ipynb").write_text("{}")
+    shutil.copytree(root / "outputs" / "cpu" / "03_v2_baseline", root / "outputs" / "cpu" / "04_fixes")
+    path = root / "outputs" / "cpu" / "04_fixes" / "metrics.json"
+    content = json.loads(path.read_text())
+    content["metrics"] = {"psnr_sites": 12.5, publish.AT_LENGTH: {"sites": {"value": 20.69, "low": 20.07, "high": 21.37}}}
+    content["provenance"]["parameters"] = {"steps": 400, "batch": 32, "full_steps": 1600}
+    path.write_text(json.dumps(content))
+    publish.publish("cpu", root=root, say=lambda text: None)
+    text = (root / "README.md").read_text()
+    assert "| 1,600 x 32 | 20.7 [20.1, 21.4] |" in text and "| 400 x 32 | 12.5 |" in text
 
 
 def test_an_unfinished_run_is_refused_and_nothing_changes(tmp_path):
