@@ -39,11 +39,13 @@ def findings() -> answers.Findings:
     )
 
 
-def verdicts(f: answers.Findings, nrmse: float | None = None, best: float | None = None, steps: int = 400) -> dict[str, dict]:
+def verdicts(
+    f: answers.Findings, nrmse: float | None = None, best: float | None = None, steps: int = 400, seeds: tuple = (0, 1)
+) -> dict[str, dict]:
     """What is recorded, by claim; nrmse: of all systems, best: of V4 repaired."""
     names = [*VERSIONS, *(f"{v} repaired" for v in VERSIONS), *(n for group in FACTORS.values() for n in group)]
-    sizes = {"steps": steps, "batch": 32, "fields": 8, "test_fields": 2, "seed": 0, "world": "plane"}
-    table = pd.DataFrame([{"name": n, "id": f"id {n}", **sizes} for n in names])
+    sizes = {"steps": steps, "batch": 32, "fields": 8, "test_fields": 2, "world": "plane"}
+    table = pd.DataFrame([{"name": n, "id": f"id {n}", "seed": seed, **sizes} for n in names for seed in seeds])
     if nrmse is not None:
         table["nrmse"] = nrmse
         table.loc[table["name"] == "v4-transformer repaired", "nrmse"] = best or nrmse
@@ -117,6 +119,11 @@ def test_a_promise_missed_early_is_not_refuted():
     worse = dict.fromkeys(VERSIONS, (-3.0, -3.5, -2.5))
     f = replace(findings(), plain=worse, repaired={f"{v} repaired": g for v, g in worse.items()})
     assert [verdicts(f, steps=n)["v4-quality"]["verdict"] for n in (399, 400)] == ["not testable here", "refuted"]
+
+
+def test_ablations_of_one_seed_tell_nothing():
+    assert verdicts(findings(), nrmse=0.9, seeds=(0,))["v4-ablations"]["verdict"] == "not testable here"
+    assert verdicts(findings(), nrmse=0.9)["v4-ablations"]["verdict"] == "confirmed"
 
 
 def test_a_ratio_that_holds_over_one_v1_only_holds_partly():
