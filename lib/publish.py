@@ -26,7 +26,8 @@ OURS = {"08_v5": "lead", "09_real_fields": "lead_db"}  # notebooks that set V5 a
 HEADLINES = [  # the claims the README shows, once they have a verdict
     *("dt-is-the-cause", "dt-fixed-repairs", "dt-learned-repairs", "positions-are-the-cause", "six-db-is-the-mean", "v2-baseline"),
     *("all-fixes-v2", "all-fixes-v1", "sigmoid", "clamp", "learned-fourier", "normalisation", "best-combinations", "v4-quality"),
-    *("v4-slower", "v4-memory", "v3-morton", "v2-bimamba-best", "fourier-scale", "ode-steps", "train-longer", "state-size"),
+    *("v4-slower", "v4-memory", "v4-cost-per-layer", "v3-morton", "v2-bimamba-best", "five-percent-too-sparse", "more-queries"),
+    *("quick-test", "overfit-tells", "old-checkpoints-load"),
 ]
 
 AT_LENGTH = "full_length"  # the number by system that a run records of the documents' own length
