@@ -80,7 +80,7 @@ def on_quality(f: Findings, table: pd.DataFrame, factors: Mapping[str, Sequence[
         """The verdict on a promised gain over V1."""
         settings = zip(("", " repaired"), f.gains(version), strict=True)
         learned = [gain for kind, gain in settings if min(error[f"{V1}{kind}"], error[f"{version}{kind}"]) < 1]
-        return evidence.gated(judged(claim, "gain", learned), part) if learned else "not testable here"
+        return claims.gated(judged(claim, "gain", learned), part) if learned else "not testable here"
 
     def numbers(version: str) -> dict[str, Number]:
         return dict(zip(("gain", "gain_repaired"), f.gains(version), strict=True))
@@ -94,10 +94,10 @@ def on_quality(f: Findings, table: pd.DataFrame, factors: Mapping[str, Sequence[
     decide("v2-bimamba-best", says, rows(V1, BOTH), verdict, ratio=f.slower[BOTH], **numbers(BOTH))
     less = " and ".join(f"{words(d)} ({how})" for d, how in zip(f.further, ("as described", "repaired"), strict=True))
     says = f"From {f.finer[0]} to {f.finer[-1]} sites per axis V4's PSNR changes by {less} more than V1's."
-    decide("v4-super-resolution", says, rows(V1, V4), evidence.gated(differ(*f.further), part), change=f.further[0], repaired=f.further[1])
+    decide("v4-super-resolution", says, rows(V1, V4), claims.gated(differ(*f.further), part), change=f.further[0], repaired=f.further[1])
     moved = {factor: max((f.over_v4[n] for n in factors[factor]), key=lambda g: abs(g[0])) for factor in ("heads", "FFN", "depth")}
     used = table[table["name"].isin([*(n for names in factors.values() for n in names), f"{V4} repaired"])]
-    verdict = evidence.gated(every(map(matters, moved.values())), part)
+    verdict = claims.gated(every(map(matters, moved.values())), part)
     says = f"Largest change by {words(moved)}; by leaving out the place in the sequence {words(f.over_v4[PLACE])}."
     sure = error[f"{V4} repaired"] < 1 and used.groupby("name")["seed"].nunique().min() > 1  # seeds differ by more than these changes
     decide("v4-ablations", says, used, verdict if sure else "not testable here", **moved)

@@ -26,6 +26,8 @@ VERDICTS = ("confirmed", "partly", "refuted", "not testable here")
 OPEN = {"verdict": "open", "says": "", "measured": {}, "interval": {}, "seeds": 0, "world": "", "size": ""}
 OPEN |= {"hardware": "", "run": None, "arms": []}
 RUN = ("notebook", "profile", "date", "commit")
+PROTOCOL = 1600 * 32  # fields seen in the documents' training
+ENOUGH = 0.25  # of it; after less, a gain that is missing may only be late
 MORE_IS_BETTER = ("gain", "psnr")  # every other key is met only inside its range
 SOURCES = {
     "000": "comparison of V1 and V2",
@@ -94,6 +96,15 @@ def judge(claim_id: str, key: str, value: float, low: float, high: float) -> str
     if value >= a and below_top and (low > 0 or not gains):
         return "confirmed"
     return "partly" if (high >= a and below_top) or (gains and low > 0) else "refuted"
+
+
+def gated(word: str, part: float, base: float = math.inf, constant: float = -math.inf) -> str:
+    """The verdict on a promise after `part` of the documents' training, of a change to a system that scores `base` dB.
+
+    A miss after less than ENOUGH of it, or before its end on a base below a constant, may only be late: it is not testable here.
+    """
+    early = part < ENOUGH or (part < 1 and base < constant)
+    return "not testable here" if word == "refuted" and early else word
 
 
 def promised(predicted: tuple | float) -> tuple[float, float]:

@@ -5,7 +5,6 @@ A number with its interval is a tuple (value, low, high) everywhere, in decibels
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -15,8 +14,6 @@ import torch
 from lib import arms, baselines, claims, data, diagnosis, model, study, worlds
 
 VALUES = ("mean", "gain", "shapley", "interaction")  # the columns that hold the value in tables of study and attribution
-PROTOCOL = 1600 * 32  # fields seen in the documents' training
-ENOUGH = 0.25  # of it; after less, a gain that is missing may only be late
 Number = tuple[float, float, float]
 
 
@@ -77,16 +74,7 @@ def helps(gains: Sequence[Number], least: float = 0.5) -> str:
 
 def share(rows: pd.DataFrame) -> float:
     """How much of the documents' training an arm of these rows had, in fields seen."""
-    return float((rows["steps"] * rows["batch"]).median() / PROTOCOL)
-
-
-def gated(word: str, part: float, base: float = math.inf, constant: float = -math.inf) -> str:
-    """The verdict on a promise after `part` of the documents' training, of a change to a system that scores `base` dB.
-
-    A miss after less than ENOUGH of it, or before its end on a base below a constant, may only be late: it is not testable here.
-    """
-    early = part < ENOUGH or (part < 1 and base < constant)
-    return "not testable here" if word == "refuted" and early else word
+    return float((rows["steps"] * rows["batch"]).median() / claims.PROTOCOL)
 
 
 def apart(a: Number, b: Number) -> bool:

@@ -184,7 +184,7 @@ def decide(table: pd.DataFrame, scores: Scores, found: Fit, constant: float, cei
     ledger, rows, part, base = claims.load(), [], evidence.share(table), float(scores[()].mean())
     for name, claim in GAINS.items():
         alone, mean = found.contrast({(name,): 1.0}), synergy.average(found, name)
-        word = evidence.gated(claims.judge(claim, "gain", *alone), part, base, constant)
+        word = claims.gated(claims.judge(claim, "gain", *alone), part, base, constant)
         trained = f"{float(scores[name,].mean() - scores[()].mean()):+.1f} dB as trained, " if (name,) in scores else ""
         says = (
             f"{techniques.TECHNIQUES[name].name} alone changes v2 by {trained}{evidence.words(alone)} by the regression over {len(scores)} "
@@ -198,7 +198,7 @@ def decide(table: pd.DataFrame, scores: Scores, found: Fit, constant: float, cei
     says = f"The best of {len(scores)} versions ({label(names)}) reaches {number[0]:.1f} dB after {100 * part:.0f} % of the documents' "
     says += f"training; with their clamp to [0, 1] the truth itself scores {ceiling:.1f} dB on this world."
     word = claims.judge("best-combinations", "psnr", *number)
-    word = word if ceiling < 40 else evidence.gated(word, part)
+    word = word if ceiling < 40 else claims.gated(word, part)
     evidence.decide("best-combinations", says, table, word, psnr=number)
     arms_once = table.drop_duplicates("id")
     hours = float(arms_once["seconds"].sum() / 3600)

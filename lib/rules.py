@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lib import claims, evidence
+from lib import claims
 
 SPLITS = ("global", "field", "step")  # what "51 supervised positions" may mean
 EPOCHS = 500  # in which a network is to learn one field by heart
@@ -48,7 +48,7 @@ def v2_baseline(m: Measured) -> Verdict:
     found = m.psnr[best]
     says = f"V2 as described reaches {found[0]:.1f} dB on the whole field under the split that serves it best ({best}), "
     says += f"after {100 * m.part:.0f} % of the documents' training."
-    return evidence.gated(claims.judge("v2-baseline", "psnr", *found), m.part), says, {"psnr": found}
+    return claims.gated(claims.judge("v2-baseline", "psnr", *found), m.part), says, {"psnr": found}
 
 
 def v2_length_free(m: Measured) -> Verdict:
@@ -62,7 +62,7 @@ def positions(m: Measured) -> Verdict:
     """The promised gain, of 200 sites redrawn at every step over the same 51 for all fields."""
     gain, fewer, fixed = m.gain[CURE], m.gain["step"], m.gain["field"]
     says = f"Over the same 51 sites for all fields, 200 redrawn at every step gain {gain[0]:+.1f} dB, 51 redrawn {fewer[0]:+.1f} dB, "
-    word = evidence.gated(claims.judge("positions-are-the-cause", "gain", *gain), m.part)
+    word = claims.gated(claims.judge("positions-are-the-cause", "gain", *gain), m.part)
     return word, f"{says}and 51 that every field keeps {fixed[0]:+.1f} dB.", {"gain": gain, "gain_51": fewer, "gain_fixed": fixed}
 
 
@@ -95,8 +95,8 @@ def full_field(m: Measured) -> Verdict:
     """The promise; missed after a training shorter than the documents', it is not testable."""
     found = m.psnr["all sites"]
     word = claims.judge("full-field-training", "psnr", *found)
-    says = f"Trained on all sites, V2 reaches {found[0]:.1f} dB after {m.full:,} of {evidence.PROTOCOL:,} fields."
-    return "not testable here" if word == "refuted" and m.full < evidence.PROTOCOL else word, says, {"psnr": found}
+    says = f"Trained on all sites, V2 reaches {found[0]:.1f} dB after {m.full:,} of {claims.PROTOCOL:,} fields."
+    return "not testable here" if word == "refuted" and m.full < claims.PROTOCOL else word, says, {"psnr": found}
 
 
 def low_loss(m: Measured) -> Verdict:

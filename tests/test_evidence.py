@@ -79,7 +79,7 @@ def test_a_gain_without_a_promised_number_counts_from_half_a_decibel(lows, verdi
     ],
 )
 def test_a_miss_counts_only_after_enough_training(word, part, base, constant, verdict):
-    assert evidence.gated(word, part, base, constant) == verdict
+    assert claims.gated(word, part, base, constant) == verdict
 
 
 def test_the_share_of_the_training_is_counted_in_fields():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from lib import claims, evidence, rules
+from lib import claims, rules
 
 
 def at(value, width=0.5):
@@ -65,7 +65,7 @@ CASES = {
     ],
     "full-field-training": [
         ({}, "not testable here"),
-        ({"full": evidence.PROTOCOL}, "refuted"),
+        ({"full": claims.PROTOCOL}, "refuted"),
         ({"psnr": measured().psnr | {"all sites": at(26.0)}}, "confirmed"),
     ],
     "low-loss-bad-psnr": [
