@@ -191,7 +191,7 @@ def per_layer(networks: Mapping, tokens: int, device="cpu", rounds: int = 5) -> 
 
 def training(networks: Mapping, fields: int = 32, pool: int = 500, device="cpu", rounds: int = 5, base: str | None = None) -> list[dict]:
     """Seconds per step and per epoch (pool / fields steps) of every network, and its ratio (value, low, high) to `base` round by round."""
-    seconds = in_turns({name: training_call(network, fields, device=device) for name, network in networks.items()}, rounds, device, 30.0)
+    seconds = in_turns({name: training_call(network, fields, device=device) for name, network in networks.items()}, rounds, device, 120.0)
     rows = []
     for name, spent in seconds.items():
         ratios = [a / b for a, b in zip(spent, seconds[base or name], strict=True)]
