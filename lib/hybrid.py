@@ -101,14 +101,15 @@ def _evidence(prior: Prior, at: list[Sites], z: Tensor, known: Tensor) -> Float[
     """log p(z | setting) of every setting; -inf where its covariance cannot be factorised."""
     n, (J, V), (B, size) = known.sum(1).to(z), prior.weight.shape, z.shape[:2]
     found = z.new_zeros(J, V, B)
-    together = max(1, FACTORS_AT_ONCE // max(1, V * B * size**2))
+    most = max(1, FACTORS_AT_ONCE // max(1, B * size**2))  # settings at a time
     for c, sites in enumerate(at):
         pair = Pair(sites, sites)
-        for js in torch.arange(J).split(together):
-            K = torch.stack([pair.covariance(prior.structure(j)) for j in js.tolist()])[:, None]
-            root, sound = factorise(K, prior.noise[:, None, None].to(z), known)
-            logdet, misfit = moments(root, z[..., c])
-            found[js] += log_t(logdet, misfit, n, prior.a[js, c, None, None], prior.b[js, c, None, None]).where(sound, -torch.inf)
+        for js in torch.arange(J).split(max(1, most // V)):
+            K, a, b = torch.stack([pair.covariance(prior.structure(j)) for j in js.tolist()])[:, None], prior.a[js, c], prior.b[js, c]
+            for vs in torch.arange(V).split(most):
+                root, sound = factorise(K, prior.noise[vs, None, None].to(z), known)
+                density = log_t(*moments(root, z[..., c]), n, a[:, None, None], b[:, None, None])
+                found[js[:, None], vs] += density.where(sound, -torch.inf)
     return found.nan_to_num(-torch.inf, neginf=-torch.inf)
 
 

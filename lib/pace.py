@@ -97,14 +97,14 @@ def field(device: str = "cpu", rounds: int = 15, past: int = 500, wide: int = 10
         one = data.observe(world.fields(1, generator=data.generator(0, "test"), split="test"), 51)
         asked[name] = prior, one
         calls[f"{name}_ms"] = lambda prior=prior, one=one: v5.mean(prior, one)
-    ours, joint = (model.build(name, width=64, inner=64).eval().to(device) for name in ("v5-white", "fm-np"))
+    networks = {name: model.build(name, width=64, inner=64).eval().to(device) for name in ("v5-white", "fm-np")}
     one = cost.empty_field(32, 51, device)
-    calls["white_ms"] = lambda: flow.sample(ours, one, data.generator(0, "samples", device), 4)
+    calls["white_ms"] = lambda: flow.sample(networks["v5-white"], one, data.generator(0, "samples", device), 4)
     found = {name: 1e3 * statistics.median(seconds) for name, seconds in bench.compare(calls, rounds).items()}
     for side in (32, 64):
         batch = cost.empty_field(side, 51, device)
-        seconds = bench.compare({net: cost.velocity_call(net, batch) for net in (ours, joint)}, rounds, device)
-        found |= bench.ratio(f"joint_{side**2}", seconds[joint], seconds[ours])
+        seconds = bench.compare({name: cost.velocity_call(network, batch) for name, network in networks.items()}, rounds, device)
+        found |= bench.ratio(f"joint_{side**2}", seconds["fm-np"], seconds["v5-white"])
     prior, one = asked["air"]  # which takes longest
     s = data.grid(wide)[None]
     before, began = memory.highest(reset=True), time.perf_counter()

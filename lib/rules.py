@@ -14,7 +14,7 @@ from lib import claims
 
 SPLITS = ("global", "field", "step")  # what "51 supervised positions" may mean
 EPOCHS = 500  # in which a network is to learn one field by heart
-CURE = "200 redrawn"  # the documents' cure for it: 200 sites at random in every step
+CURE = "200 redrawn"  # the documents' cure for fixed sites: 200 at random in every step
 Verdict = tuple[str, str, dict]
 
 

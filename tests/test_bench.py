@@ -123,3 +123,9 @@ def test_an_arm_asked_by_more_steps_takes_longer():
     found = pace.arm(steps=2, fields=1, rounds=1, seeds=2)
     assert 0 < found["training_seconds"] < found["seconds_10"] < found["seconds_50"]
     assert {figure for section, figure, *_ in bench.GOALS if section == "arm"} <= set(found)
+
+
+def test_one_field_is_timed_for_every_goal():
+    found = pace.field(rounds=1, past=24, wide=48)
+    assert {figure for section, figure, *_ in bench.GOALS if section == "field"} <= set(found)
+    assert all(value > 0 for name, value in found.items() if name != "wide_gb") and found["wide_gb"] >= 0

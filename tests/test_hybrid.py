@@ -252,3 +252,19 @@ def test_stationary_processes_are_the_same_at_every_site():
     batch = data.observe(y[:2], 12, generator=stream())
     one, mirrored = (hybrid.posterior(hybrid.stationary(past), batch).mean_std(batch.s_qry) for past in (y, y.flip(-1)))
     assert_close(one, mirrored, atol=1e-9, rtol=1e-9)
+
+
+def test_how_many_settings_are_factorised_together_changes_nothing(monkeypatch):
+    batch, prior = readings(channels=2), hybrid.default(2)
+    together, size = hybrid.posterior(prior, batch), len(batch.s_obs) * batch.s_obs.shape[1] ** 2
+    for matrices in (1, 4, 7, 12):  # of six noises: one, some, and all those of one covariance or of two
+        monkeypatch.setattr(hybrid, "FACTORS_AT_ONCE", matrices * size)
+        one = hybrid.posterior(prior, batch)
+        assert_close(one.log_evidence, together.log_evidence)
+        assert_close(one.mean_std(batch.s_qry), together.mean_std(batch.s_qry))
+
+
+def test_the_mean_alone_is_the_mean():
+    batch = readings(channels=2)
+    found = hybrid.posterior(hybrid.default(2), batch)
+    assert_close(found.mean(batch.s_qry), found.mean_std(batch.s_qry)[0], rtol=0, atol=1e-12)

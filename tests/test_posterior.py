@@ -221,3 +221,19 @@ def test_a_table_beside_other_columns_is_the_table_of_both(same):
     assert_close(both(s)[:, ::2, :4], torch.stack([table.functions.at(its)[:, 0] for its in s]), rtol=0, atol=1e-12)
     assert_close(posterior.times(both, s, matrix), both(s) @ matrix, rtol=0, atol=1e-11)
     assert_close(posterior.power(both, s, widths), (both(s).square() @ widths[..., None])[..., 0], rtol=0, atol=1e-11)
+
+
+def test_an_answer_is_exact_where_few_directions_leave_nothing_of_the_readings():
+    """Three fields without noise: as they are, with one reading off by a ten-thousandth, and of as many directions as readings."""
+    s, _, known, _ = problem(40, 21)
+    few = torch.full((3, 3), 1.0, dtype=torch.float64)
+    z = columns_of(3)(s).sum(-1)
+    assert posterior.condition(z, known, columns_of(3), mean_of, s, few).exact.all()
+    off = z.clone()
+    off[:, 0] += 1e-4
+    assert not posterior.condition(off, known, columns_of(3), mean_of, s, few).exact.any()
+    many = torch.ones(3, 21, dtype=torch.float64)
+    assert not posterior.condition(columns_of(21)(s).sum(-1), known, columns_of(21), mean_of, s, many).exact.any()
+    known[0, 5:] = False  # five readings do not prove three directions, six do
+    known[1, 6:] = False
+    assert posterior.condition(z, known, columns_of(3), mean_of, s, few).exact.tolist() == [False, True, True]

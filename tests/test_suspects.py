@@ -267,6 +267,16 @@ def frame(*rows):
     )
 
 
+@pytest.mark.parametrize(("constant", "verdict"), [(1.4, "confirmed"), (1.6, "not testable here")])
+def test_nothing_is_judged_on_a_base_below_a_constant(monkeypatch, constant, verdict):
+    told = {}
+    monkeypatch.setattr(claims, "verdict", lambda claim, word, says, **more: told.update({claim: (word, says)}))
+    rows = frame(("awake", [1.0, 2.0]), ("augmentation: flips", [2.0, 3.0]))
+    found = inquiry.effects(rows, "awake")
+    inquiry.verdicts(found, inquiry.rank({"awake": found}), rows, rows, {}, {}, constant)
+    assert told["augmentation"][0] == verdict and ("The base scores 1.5 dB" in told["augmentation"][1]) == (constant > 1.5)
+
+
 def test_effects_of_a_table_leave_out_what_diverged():
     rows = frame(
         ("awake", [1.0, 2.0]), ("augmentation: flips", [2.0, 4.0]), ("time-embedding: raw", [0.0, 0.0]), ("state-size: 8", [math.nan] * 2)

@@ -234,16 +234,18 @@ def test_the_whole_design_is_projected_from_timed_versions(tmp_path, monkeypatch
     size = "width: 16, layers: 1, heads: 2, inner: 16, ffn: 16, solver: heun, solver_steps: 5, test_fields: 4, steps: 30"
     sets = "[{size: 0}, {size: 1}, {size: 10}]"
     path.write_text(f"name: x\narms: {{version: v2-fixed, world: plane, {size}}}\nseeds: 2\ntechniques: {{first: 2, sets: {sets}}}\n")
-    ran = []
+    ran, places = [], []
 
     def stand_in(some, folder, device):
+        places.append(folder)
         ran.extend(arm for _, arm in some)
         slow = [2.0 if techniques.of(name) == ("T2",) else 1.0 for name, _ in some]
         row = {"seconds_training": 3.0, "ms_per_field": 500.0, "evaluations": 1}
         return pd.DataFrame([{**row, "seconds_training": 3.0 * f, "ms_per_field": 500.0 * f} for f in slow])
 
     monkeypatch.setattr(study, "run", stand_in)
-    found = hundred.projected(path, 3, seeds=2)
+    found = hundred.projected(path, 3, tmp_path, seeds=2)
+    assert places == [tmp_path / "timed"]  # apart from the results of the folder
     assert {arm.train.steps for arm in ran} == {3} and found["timed"] == 11 and found["arms"] == 24
     assert found["base"] == 30 * 1.0 + 4 * 10 * 0.5 and found["factors"]["T2"] == 2 and found["factors"]["T5"] == 1
     assert found["hours"] == pytest.approx(2 * (10 * 50 + 100 + 100) / 3600)

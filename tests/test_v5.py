@@ -169,6 +169,20 @@ def test_a_second_search_leaves_exact_answers_as_they_are():
     assert second[1][0] == -torch.inf and second[1][1].isfinite()
 
 
+def test_where_components_explain_all_nothing_else_is_asked(monkeypatch):
+    """Fields of six dimensions without noise: no search for waves; beside a noisy field there is one, and the clean answer stays."""
+    fields, its = worlds.get("separable").fields(2, SIZE, split="test").double(), prior("separable")
+    clean, noisy = (data.observe(fields[i : i + 1], 51, noise=v) for i, v in enumerate((0.0, 0.1)))
+    both = Batch(*(torch.cat([getattr(part, name) for part in (clean, noisy)]) for name in ("s_obs", "y_obs", "m_obs", "s_qry", "y_qry")))
+    mixed, alone = v5.conditioned(its, both), v5.conditioned(its, clean)
+    assert alone.names == ("past",) and {"past", "waves"} <= set(mixed.names)
+    assert mixed.weight[0].tolist() == [1.0] + [0.0] * (len(mixed.names) - 1)
+    assert_close(alone.at(clean.s_qry.double())[0], mixed.at(both.s_qry.double())[0][:1], rtol=0, atol=1e-9)
+    assert float(errors(v5.mean(its, clean), clean)) < 1e-12
+    monkeypatch.setattr(v5.waves, "find", lambda *given: pytest.fail("a search for waves"))
+    v5.conditioned(its, clean)
+
+
 def test_a_kind_counts_once_however_many_there_are():
     """The same fields twice: each kind has half the weight of one, so that against the other experts nothing changes."""
     fields, one = past("radial")[:40], batch(noise=0.05)
