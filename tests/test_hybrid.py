@@ -268,3 +268,17 @@ def test_the_mean_alone_is_the_mean():
     batch = readings(channels=2)
     found = hybrid.posterior(hybrid.default(2), batch)
     assert_close(found.mean(batch.s_qry), found.mean_std(batch.s_qry)[0], rtol=0, atol=1e-12)
+
+
+def test_the_evidence_of_a_mixture_is_that_of_its_settings():
+    batch, whole = readings(), hybrid.default(1)
+    share = torch.rand(4, 3, generator=stream(), dtype=F64)
+    few = dataclasses.replace(whole, structures=whole.structures[:4], noise=whole.noise[2:5], weight=share / share.sum())
+    few = dataclasses.replace(few, a=torch.arange(1.0, 5.0, dtype=F64)[:, None], b=torch.arange(2.0, 6.0, dtype=F64)[:, None])
+    each = [
+        few.weight[j, v].log()
+        + hybrid.posterior(single(few.structure(j), float(few.noise[v]), float(few.a[j, 0]), float(few.b[j, 0])), batch).log_evidence
+        for j in range(4)
+        for v in range(3)
+    ]
+    assert_close(hybrid.posterior(few, batch).log_evidence, torch.stack(each).logsumexp(0))
