@@ -273,8 +273,9 @@ def test_the_mean_alone_is_the_mean():
 def test_the_evidence_of_a_mixture_is_that_of_its_settings():
     batch, whole = readings(), hybrid.default(1)
     share = torch.rand(4, 3, generator=stream(), dtype=F64)
-    few = dataclasses.replace(whole, structures=whole.structures[:4], noise=whole.noise[2:5], weight=share / share.sum())
-    few = dataclasses.replace(few, a=torch.arange(1.0, 5.0, dtype=F64)[:, None], b=torch.arange(2.0, 6.0, dtype=F64)[:, None])
+    scales = {"a": torch.arange(1.0, 5.0, dtype=F64)[:, None], "b": torch.arange(2.0, 6.0, dtype=F64)[:, None]}
+    chosen = {"structures": whole.structures[:4], "noise": whole.noise[2:5], "weight": share / share.sum()}
+    few = dataclasses.replace(whole, **chosen, **scales)
     each = [
         few.weight[j, v].log()
         + hybrid.posterior(single(few.structure(j), float(few.noise[v]), float(few.a[j, 0]), float(few.b[j, 0])), batch).log_evidence
