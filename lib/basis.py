@@ -7,11 +7,12 @@ tensor product of quintic splines passes through every node and is smooth betwee
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.interpolate import BSpline, make_interp_spline
 from scipy.sparse import csr_matrix
 from torch import Tensor
@@ -33,21 +34,20 @@ class GridFunctions:
 
     def at(self, s: Float[Tensor, "M 2"]) -> Float[Tensor, "M C r"]:
         """The functions at M sites; outside [-1, 1]^2 as on its edge."""
-        nodes, exact = _nodes(s, self.shape)
-        return self.values[nodes] if exact else _evaluated(self.coefficients, s, self.shape)
+        nodes, on = _nodes(s, self.shape)
+        return _chosen(on, lambda: self.values[nodes], lambda: _evaluated(self.coefficients, s, self.shape))
 
     def times(self, s: Float[Tensor, "M 2"], matrix: Float[Tensor, "r n"]) -> Float[Tensor, "M C n"]:
         """n linear combinations of the functions, combined at the nodes where there are fewer of them than of sites."""
         if len(s) < len(self.values):
             return self.at(s) @ matrix
-        nodes, exact = _nodes(s, self.shape)
-        return (self.values @ matrix)[nodes] if exact else _evaluated(self.coefficients @ matrix, s, self.shape)
+        nodes, on = _nodes(s, self.shape)
+        return _chosen(on, lambda: (self.values @ matrix)[nodes], lambda: _evaluated(self.coefficients @ matrix, s, self.shape))
 
     def power(self, s: Float[Tensor, "M 2"]) -> Float[Tensor, "M C"]:
         """The sum of the squares of all functions; on a lattice through the Gram matrix of each row, never a table of all sites."""
-        exact = _nodes(s, self.shape)[1]
-        lattice = None if exact else _lattice(s)
-        if exact or lattice is None:
+        lattice = None if bool(_nodes(s, self.shape)[1].all()) else _lattice(s)
+        if lattice is None:
             return self.at(s).square().sum(-1)
         rows, columns = lattice
         height, width = self.shape
@@ -58,6 +58,14 @@ class GridFunctions:
         for c, row in enumerate(table.unflatten(1, (width, channels, -1)).unbind(2)):
             found[..., c] = ((across @ (row @ row.mT)) * across).sum(-1)
         return found.flatten(0, 1)
+
+
+def _chosen(on: Bool[Tensor, " M"], at_nodes: Callable[[], Tensor], between: Callable[[], Tensor]) -> Tensor:
+    """The first where a site is a node, else the second, so that a site's answer does not depend on the others."""
+    if bool(on.all()):
+        return at_nodes()
+    found = between()
+    return at_nodes().where(on[:, None, None], found) if bool(on.any()) else found
 
 
 def _evaluated(coefficients: Float[Tensor, "P C r"], s: Float[Tensor, "M 2"], shape: tuple[int, int]) -> Float[Tensor, "M C r"]:
@@ -130,11 +138,11 @@ def _weights(place: Float[Tensor, " M"], size: int) -> csr_matrix:
     return csr_matrix((found.data, found.indices, found.indptr), found.shape)
 
 
-def _nodes(s: Float[Tensor, "M 2"], shape: tuple[int, int]) -> tuple[Int[Tensor, " M"], bool]:
-    """The nearest node of each site, and whether every site is one."""
-    size = torch.tensor([max(shape[1] - 1, 1), max(shape[0] - 1, 1)], dtype=torch.float64)
+def _nodes(s: Float[Tensor, "M 2"], shape: tuple[int, int]) -> tuple[Int[Tensor, " M"], Bool[Tensor, " M"]]:
+    """The nearest node of each site, and whether the site is that node; along an axis of one node every site is."""
+    size = torch.tensor([shape[1] - 1, shape[0] - 1], dtype=torch.float64)
     place = (s.double().cpu().clamp(-1, 1) + 1) / 2 * size
     node = place.round()
-    on = bool(((place - node).abs() <= ON_NODE * size).all())
+    on = ((place - node).abs() <= ON_NODE * size).all(1)
     node = node.long()
     return node[:, 1] * shape[1] + node[:, 0], on

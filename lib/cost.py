@@ -46,8 +46,7 @@ def training_call(network, fields: int, readings: int = 51, queries: int = 51, d
     y = torch.rand(fields, readings + queries, network.channels, generator=data.generator(0, "train")).to(device)
     known = torch.ones(fields, readings, dtype=torch.bool, device=device)
     batch = Batch(s[:, :readings], y[:, :readings], known, s[:, readings:], y[:, readings:])
-    on_gpu = torch.device(device).type == "cuda"
-    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4, foreach=not on_gpu, fused=on_gpu)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
     noise = data.generator(0, "flow", device)
 
     def call():

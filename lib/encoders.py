@@ -172,11 +172,11 @@ class TransformerLayer(nn.Module):
     def forward(self, tokens: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"] | None = None, tune: Tune = None) -> Float[Tensor, "B L D"]:
         norm_1, norm_2 = tuned(self.norm_1, tune, 0), tuned(self.norm_2, tune, 1)
         if self.post:
-            tokens = norm_1(tokens + self.dropout(self.attention(tokens, tokens, mask)))
-            return norm_2(tokens + self.dropout(self.feed(tokens)))
+            tokens = norm_1(self.dropout.onto(tokens, self.attention(tokens, tokens, mask)))
+            return norm_2(self.dropout.onto(tokens, self.feed(tokens)))
         normed = norm_1(tokens)
-        tokens = tokens + self.dropout(self.attention(normed, normed, mask))
-        return tokens + self.dropout(self.feed(norm_2(tokens)))
+        tokens = self.dropout.onto(tokens, self.attention(normed, normed, mask))
+        return self.dropout.onto(tokens, self.feed(norm_2(tokens)))
 
     def feed(self, tokens: Tensor) -> Tensor:
         return self.down(self.dropout(gelu(self.up(tokens))))

@@ -10,6 +10,7 @@ Gruenwald and van Ommen 2017, Bayesian Analysis 12:1069). lib/dictionary.py lear
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -68,6 +69,20 @@ class _Part:
     a: Float[Tensor, "C F"]
     b: Float[Tensor, "C F"]
 
+    @functools.cached_property
+    def inverse(self) -> list[Float[Tensor, "F n n"]]:
+        """Inverse factors."""
+        return [whiten(root, torch.eye(root.shape[-1]).to(root).expand_as(root)) for root in self.root]
+
+    def white(self, c: int, K: Float[Tensor, "F n m"], known: Bool[Tensor, "F n"]) -> Float[Tensor, "F n m"]:
+        """root^-1 K with the rows of missing readings at 0; through the inverse where there are more sites than readings.
+
+        A product takes half the time of solving, and loses a digit or two of what is left of a variance that readings almost remove.
+        """
+        if K.shape[2] < K.shape[1]:
+            return whiten(self.root[c], K * known[..., None])
+        return (self.inverse[c] * known[:, None]) @ K
+
     def scale(self, c: int) -> Float[Tensor, " F"]:
         """The mean of alpha given the readings; where it has none (a <= 1, no readings), its mode's order b / a."""
         return self.b[c] / (self.a[c] - 1).where(self.a[c] > 1, self.a[c])
@@ -77,11 +92,11 @@ def posterior(prior: Prior, batch: Batch) -> Posterior:
     """The mixture given each field's readings; NaN readings count as missing."""
     y = batch.y_obs.to(prior.mean)
     known = batch.m_obs & y.isfinite().all(-1) & batch.s_obs.isfinite().all(-1)
-    s = batch.s_obs.to(prior.mean).where(known[..., None], 0.0)
+    s = batch.s_obs.to(prior.mean).where(known[..., None], kernels.NOWHERE)
     z = ((y - prior.mean_at(s)) @ prior.turn / prior.scale.sqrt()).where(known[..., None], 0.0)
     step = max(1, -(-z.shape[1] // CHOICE_READINGS))
     at = [prior.sites(c, s) for c in range(z.shape[-1])]
-    few = [Sites(a.s[:, ::step], a.factor[:, ::step], a.deviation[:, ::step]) for a in at]
+    few = at if step == 1 else [replace(its, s=its.s[:, ::step]) for its in at]
     evidence = _evidence(prior, few, z[:, ::step], known[:, ::step])  # (J, V, B)
     share = (prior.weight.log()[..., None] + prior.eta * evidence).flatten(0, 1).softmax(0)  # (J V, B)
     keep = (share > NEGLIGIBLE) | (share == share.amax(0))
@@ -166,11 +181,11 @@ class Posterior:
             pair, mean, square = Pair(obs, qry), self.z.new_zeros(s.shape[:2]), self.z.new_zeros(s.shape[:2])
             for part in self.parts:
                 k, i = self.prior.structure(part.j), part.fields
-                K = pair.covariance(k, i) * self.known[i, :, None]
+                K = pair.covariance(k, i)  # rows of missing readings too: `solved` is 0 there
                 m = torch.einsum("fnm,fn->fm", K, part.solved[c])
                 mean[i] += part.weight[:, None] * m
                 if spread:
-                    within = pair.variance(k, i) - whiten(part.root[c], K).square().sum(1)
+                    within = pair.variance(k, i) - part.white(c, K, self.known[i]).square().sum(1)
                     square[i] += part.weight[:, None] * (within.clamp(min=0) * part.scale(c)[:, None] + m**2)
             first.append(mean)
             second.append((square - mean**2).clamp(min=0))
@@ -204,6 +219,7 @@ class Posterior:
             found = self.z.new_zeros(count, *s.shape[:2], self.z.shape[-1])
             for c, obs in enumerate(self.at):
                 qry = self.prior.sites(c, s)
+                _ = qry.factor, qry.deviation  # looked up for all fields at once
                 for i in range(len(self.z)):
                     one = torch.tensor([i], device=self.z.device)
                     pair = Pair(obs[one], qry[one])
@@ -216,17 +232,13 @@ class Posterior:
     def _draw(self, part: _Part, i: int, c: int, pair: Pair, seed: int) -> Float[Tensor, " M"]:
         generator, where = torch.Generator().manual_seed(seed), int((part.fields == i).nonzero()[0, 0])
         k, obs, known = self.prior.structure(part.j), pair.s, self.known[i]
-        both = Sites(*(torch.cat(t, 1) for t in zip(_all(obs), _all(pair.t), strict=True)))
+        both = (torch.cat([getattr(its, name)[0] for its in (obs, pair.t)]) for name in ("s", "factor", "deviation"))
         alpha = _inverse_gamma(float(part.a[c, where]), float(part.b[c, where]), generator)
         error = part.v**0.5 * torch.randn(len(known), generator=generator, dtype=torch.float64).to(self.z)
-        seen, prior = kernels.draw(k, both, generator).split([len(known), pair.t.s.shape[1]])
+        seen, prior = kernels.draw(k, *both, generator).split([len(known), pair.t.s.shape[1]])
         K = pair.covariance(k)[0] * known[:, None]  # (n, M)
         gain = torch.cholesky_solve(((seen + error) * known)[:, None], part.root[c][where])[:, 0]
         return part.solved[c][where] @ K + alpha**0.5 * (prior - gain @ K)
-
-
-def _all(at: Sites) -> tuple[Tensor, Tensor, Tensor]:
-    return at.s, at.factor, at.deviation
 
 
 def _inverse_gamma(a: float, b: float, generator: torch.Generator) -> float:

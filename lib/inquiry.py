@@ -110,17 +110,19 @@ def pictures(base: str, trained: Mapping[str, arms.Arm], asked: pd.DataFrame, on
 def verdicts(
     found: Effects,
     ranked: Sequence[Mapping],
-    trained: pd.DataFrame,
+    tables: Mapping[str, pd.DataFrame],
     asked: pd.DataFrame,
     errors: Mapping[str, float],
     extra: Mapping,
     constant: float,
 ) -> None:
-    """Record the verdict on every suspect from its effects on the base that learns and the tables they rest on.
+    """Record the verdict on every suspect from its effects on the base that learns and the tables of both bases.
 
     errors: of the solvers, by name "solver-order: RK4" and so on · extra: sentences to add by suspect · constant: PSNR of a constant. Where
     the base scores less, its noise is that of a network that has not learned yet, and no suspect of the noise that is left is testable.
+    A value that is a cause on the system as described alone is partly one: it wakes that system, as others do, and helps none that learns.
     """
+    trained = tables[suspects.AWAKE]
     base = float(trained.loc[trained.name == suspects.AWAKE, "psnr"].mean())
     early = f" The base scores {base:.1f} dB, a constant {constant:.1f}." if base < constant else ""
     for row in ranked:
@@ -128,12 +130,17 @@ def verdicts(
         verdict, numbers = suspects.judge(name, found[name]), {"gain": here["gain"], "speckle": here["speckle"]}
         if rule == "order":
             verdict = suspects.order_verdict(*(errors[f"{name}: {way}"] for way in ("RK4", "Heun x 2", "Heun x 3")))
+        described = row.get(suspects.DESCRIBED, {})
+        wakes = verdict == "refuted" and rule in suspects.OF_HELP and bool(described.get("cause"))
+        if wakes:
+            verdict, numbers["gain_described"] = "partly", described["gain"]
         if rule == "scale":
             numbers["best"] = suspects.best_scale(found[name])
         what = f"The MLP over '{here['best']}'" if suspects.SUSPECTS[name].turned else f"Best of the proposed values '{here['best']}'"
         says = f"{what}: {evidence.words(here['gain'])}, speckle at best {evidence.words(here['speckle'])}"
-        says += f"; on the system as described {evidence.words(row[suspects.DESCRIBED]['gain'])}." if suspects.DESCRIBED in row else "."
+        says += f"; on the system as described '{described['best']}' {evidence.words(described['gain'])}." if described else "."
         rows = asked if name in suspects.ASKED and name != "seeds" else trained
-        rows = rows[(rows.name == suspects.AWAKE) | rows.name.str.startswith(f"{name}:")]
+        rows = pd.concat([rows, tables[suspects.DESCRIBED]]) if wakes else rows
+        rows = rows[rows.name.isin(suspects.BASES) | rows.name.str.startswith(f"{name}:")]
         verdict = "not testable here" if early else verdict
         evidence.decide(name, f"{says} {extra.get(name, '')}".strip() + early, rows, verdict, **numbers)

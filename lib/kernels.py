@@ -10,20 +10,22 @@ average over draws (Rahimi and Recht 2007).
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.interpolate import make_interp_spline
 from torch import Tensor
+
+from lib.basis import GridFunctions
+from lib.posterior import shared
 
 SMOOTH = 99.0  # a smoothness nu at or above this is the squared exponential
 LEVEL = 3.0  # variance of a stationary process's own level, relative to its variance about it
 LEADING, REACH = 8, 0.8  # principal components that keep their full reach; standard deviation of the Gaussian that localises the rest
+NOWHERE = -1.0  # both coordinates of a reading that is missing: a node of every grid, where looking up costs least
 COSINES, LOCAL_COSINES = 256, 32  # waves in one draw of a stationary process, and of each component's local weight
-DEGREE = 5  # of the spline between nodes
 
 
 @dataclass(frozen=True)
@@ -39,34 +41,66 @@ class Structure:
 
 
 @dataclass(frozen=True)
-class Basis:
-    """What is known of one channel on the grid: principal components (P, r) by falling variance and relative deviation (P,)."""
-
-    factor: Float[Tensor, "P r"]
-    deviation: Float[Tensor, " P"]
-
-
-@dataclass(frozen=True)
 class Sites:
-    """Sites with the components and the deviation there, one channel of each of B fields."""
+    """Sites of B fields, and of one channel what is known on a grid: components by falling variance, and the relative deviation."""
 
     s: Float[Tensor, "B n 2"]
-    factor: Float[Tensor, "B n r"]
-    deviation: Float[Tensor, "B n"]
+    components: GridFunctions
+    relative: GridFunctions
 
     def __getitem__(self, fields: Tensor) -> Sites:
-        return Sites(self.s[fields], self.factor[fields], self.deviation[fields])
+        found = Sites(self.s[fields], self.components, self.relative)
+        looked_up = {name: its[fields] for name, its in self.__dict__.items() if name in ("factor", "deviation")}
+        found.__dict__.update(looked_up)  # goes along
+        return found
+
+    @functools.cached_property
+    def factor(self) -> Float[Tensor, "B n r"]:
+        """The components at the sites."""
+        return _at(self.components, self.s)
+
+    @functools.cached_property
+    def deviation(self) -> Float[Tensor, "B n"]:
+        """The relative deviation at the sites."""
+        return _at(self.relative, self.s)[..., 0]
+
+    def along(self, factor: Float[Tensor, "B m r"]) -> Float[Tensor, "B m n"]:
+        """factor F' with the leading components F at the sites; for a fine map without F, which would be larger than the answer."""
+        count = factor.shape[-1]
+        if not self._fine():
+            return factor @ _shared(self.factor[..., :count]).mT
+        found = self.components[:count].times(self.s[0], factor.flatten(0, 1).T.contiguous())[:, 0]  # n (B m)
+        return found.T.contiguous().unflatten(0, factor.shape[:2])
+
+    def power(self) -> Float[Tensor, "B n"]:
+        """The sum of the squares of all components."""
+        if not self._fine():
+            return _shared(self.factor).square().sum(-1).expand(len(self.s), -1)
+        return self.components.power(self.s[0])[:, 0].expand(len(self.s), -1)
+
+    def _fine(self) -> bool:
+        """Whether all fields share more sites than the grid has nodes."""
+        return self.s.shape[1] > len(self.components.values) and shared(self.s)
 
 
-def correlation(distance: Tensor, nu: float) -> Tensor:
-    """Matern's correlation at a distance in length scales, for nu of 1/2, 3/2, 5/2 or the squared exponential."""
+def _at(functions: GridFunctions, s: Float[Tensor, "B n 2"]) -> Float[Tensor, "B n r"]:
+    """Functions of one channel; sites that all fields share are looked up once."""
+    if shared(s):
+        return functions.at(s[0])[:, 0].expand(len(s), -1, -1)
+    return functions.at(s.flatten(0, 1))[:, 0].unflatten(0, s.shape[:2])
+
+
+def correlation(distance: Tensor, nu: float, length: float = 1.0) -> Tensor:
+    """Matern's correlation for nu of 1/2, 3/2, 5/2 or the squared exponential; distances in the units of the length scale."""
     if nu >= SMOOTH:
-        return torch.exp(-(distance**2) / 2)
-    a = math.sqrt(2 * nu) * distance
-    polynomial = {0.5: lambda: 1.0, 1.5: lambda: 1 + a, 2.5: lambda: 1 + a + a**2 / 3}
-    if nu not in polynomial:
+        return distance.square().mul_(-0.5 / length**2).exp_()
+    if nu not in (0.5, 1.5, 2.5):
         raise ValueError(f"smoothness is {nu}; choose 0.5, 1.5, 2.5, or {SMOOTH:g} for the squared exponential")
-    return polynomial[nu]() * torch.exp(-a)
+    d = distance * (-math.sqrt(2 * nu) / length)  # in place from here: these are most of what a fine map costs
+    if nu == 0.5:
+        return d.exp_()
+    polynomial = 1 - d if nu == 1.5 else (d / 3).sub_(1).mul_(d).add_(1)
+    return d.exp_().mul_(polynomial)
 
 
 def stretch(aspect: float, theta: float) -> Float[Tensor, "2 2"]:
@@ -87,26 +121,31 @@ class Pair:
         self.s, self.t, self.kept = s, t, {}
 
     def covariance(self, k: Structure, fields: Tensor | slice = slice(None)) -> Float[Tensor, "B n m"]:
-        """k(s, t) of these fields, without noise."""
-        total = self._base(k.base)[fields] * (1 - k.beta) if k.base else 0.0
-        return total + k.beta * self._stationary(k, fields) if k.beta > 0 else total
+        """k(s, t) of these fields, without noise; not to be written to."""
+        its = self._view(fields)
+        if k.beta == 0:
+            return self._base(k.base)[its]
+        d = self._once(("d", k.aspect, k.theta), lambda: self._distance(k.aspect, k.theta))[its]
+        both = self._once("deviation", lambda: self.s.deviation[..., None] * self.t.deviation[..., None, :])[its]
+        found = correlation(d, k.nu, k.length).add_(LEVEL).mul_(both).mul_(k.beta)  # of 50 x 8,192 numbers: one copy, not six
+        return found.add_(self._base(k.base)[its], alpha=1 - k.beta) if k.base else found
 
     def variance(self, k: Structure, fields: Tensor | slice = slice(None)) -> Float[Tensor, "B m"]:
         """k(t, t) at the second set of sites of these fields."""
-        learned = self._once("power", lambda: _shared(self.t.factor).square().sum(-1).expand(len(self.t.s), -1))[fields] if k.base else 0.0
-        return (1 - k.beta) * learned + k.beta * (1 + LEVEL) * self.t.deviation[fields] ** 2
+        its = self._view(fields)
+        learned = self._once("power", self.t.power)[its] if k.base else 0.0
+        return (1 - k.beta) * learned + k.beta * (1 + LEVEL) * self.t.deviation[its] ** 2
 
-    def _stationary(self, k: Structure, fields: Tensor | slice) -> Tensor:
-        d = self._once(("d", k.aspect, k.theta), lambda: self._distance(k.aspect, k.theta))[fields]
-        both = self._once("deviation", lambda: self.s.deviation[..., None] * self.t.deviation[..., None, :])[fields]
-        return both * (correlation(d / k.length, k.nu) + LEVEL)
+    def _view(self, fields: Tensor | slice) -> Tensor | slice:
+        """All fields without a copy where they are all, which are then in order."""
+        return slice(None) if isinstance(fields, Tensor) and len(fields) == len(self.s.s) else fields
 
     def _base(self, base: int) -> Tensor:
-        whole = self._once("whole", lambda: self.s.factor @ _shared(self.t.factor).mT)
+        whole = self._once("whole", lambda: self.t.along(self.s.factor))
         return whole if base == 1 else self._once("local", lambda: self._local(whole))
 
     def _local(self, whole: Tensor) -> Tensor:
-        leading = self.s.factor[..., :LEADING] @ _shared(self.t.factor)[..., :LEADING].mT
+        leading = self.t.along(self.s.factor[..., :LEADING])
         near = self._once(("d", 1.0, 0.0), lambda: self._distance(1.0, 0.0))
         return leading + (whole - leading) * torch.exp(-((near / REACH) ** 2) / 2)
 
@@ -127,14 +166,15 @@ def _shared(factor: Float[Tensor, "B n r"]) -> Tensor:
     return factor[0] if len(factor) > 1 and factor.stride(0) == 0 else factor
 
 
-def draw(k: Structure, at: Sites, generator: torch.Generator) -> Float[Tensor, " n"]:
-    """One draw of the process at the sites of one field (B = 1): the same generator state gives the same function at any sites."""
+def draw(
+    k: Structure, s: Float[Tensor, "n 2"], F: Float[Tensor, "n r"], deviation: Float[Tensor, " n"], generator: torch.Generator
+) -> Float[Tensor, " n"]:
+    """One draw of the process at the sites of one field: the same generator state gives the same function at any sites."""
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(at.s)
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(s)
 
-    s, F = at.s[0], at.factor[0]
-    smooth = at.deviation[0] * (math.sqrt(LEVEL) * normal(1) + _waves(s @ stretch(k.aspect, k.theta).to(s) / k.length, k.nu, normal))
+    smooth = deviation * (math.sqrt(LEVEL) * normal(1) + _waves(s @ stretch(k.aspect, k.theta).to(s) / k.length, k.nu, normal))
     if not k.base:
         return smooth * k.beta**0.5
     w = normal(F.shape[-1])
@@ -156,37 +196,3 @@ def _local_waves(s: Float[Tensor, "n 2"], F: Float[Tensor, "n r"], normal) -> Fl
     angle = s @ normal(LOCAL_COSINES, 2).T
     weight = angle.cos() @ normal(LOCAL_COSINES, F.shape[-1]) + angle.sin() @ normal(LOCAL_COSINES, F.shape[-1])
     return (weight * F).sum(-1) / LOCAL_COSINES**0.5
-
-
-# ---- from the grid to any site ----
-
-
-def interpolate(table: Float[Tensor, "P r"], s: Float[Tensor, "n 2"], shape: tuple[int, int]) -> Float[Tensor, "n r"]:
-    """The columns of a table on the grid at any sites: its own rows on nodes, the tensor-product quintic spline through them elsewhere."""
-    place = [((s[:, axis] + 1) / 2).clamp(0, 1) * (size - 1) for axis, size in ((1, shape[0]), (0, shape[1]))]
-    node = [p.round().long() for p in place]
-    index = node[0] * shape[1] + node[1]
-    off = sum((p - n).abs() > 5e-7 * size for p, n, size in zip(place, node, shape, strict=True)) > 0
-    found = table[index]
-    if bool(off.any()):
-        down, right = (_cardinal(p[off], size) for p, size in zip(place, shape, strict=True))
-        found[off] = (down[:, :, None] * right[:, None, :]).flatten(1) @ table
-    return found
-
-
-def _cardinal(place: Float[Tensor, " n"], size: int) -> Float[Tensor, "n size"]:
-    """Weights of the nodes 0 ... size - 1 in the interpolating spline at these places."""
-    nodes = np.arange(size)
-    spline = make_interp_spline(nodes, np.eye(size), k=min(DEGREE, size - 1))
-    return torch.from_numpy(spline(place.cpu().numpy())).to(place)
-
-
-def sites(basis: Basis, s: Float[Tensor, "B n 2"], shape: tuple[int, int]) -> Sites:
-    """Components and deviation at the sites of B fields; sites that all fields share are looked up once."""
-    B, n = s.shape[:2]
-    table = torch.cat([basis.factor, basis.deviation[:, None]], 1)
-    if B > 1 and bool((s == s[:1]).all()):
-        found = interpolate(table, s[0], shape).expand(B, n, -1)
-    else:
-        found = interpolate(table, s.reshape(-1, 2), shape).unflatten(0, (B, n))
-    return Sites(s, found[..., :-1], found[..., -1])

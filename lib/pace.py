@@ -1,7 +1,8 @@
 """How long an arm of the investigation and a single field take, and whether seeds trained as one stack take less; parts of `make bench`.
 
 The arm is V2 as described: 1,600 training steps of 32 fields, then 64 held-out fields asked at all 1,024 sites. Two run side by side, a
-process and a thread each, so on two cores an arm costs half of what each of them takes. Both parts are timed short and scaled up.
+process and a thread each, so on two cores an arm costs half of what each of them takes; and one runs by itself, with both threads, which
+is how long a person waits for one. Both parts are timed short and scaled up.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import time
 import warnings
 from collections.abc import Callable
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
-from lib import bench, cost, data, flow, memory, model, ode, study, v5, worlds
+from lib import arms, bench, cost, data, flow, memory, model, ode, study, v5, worlds
 from lib.data import Batch
 
 STEPS, FIELDS = 1600, 64  # of the whole arm
@@ -24,18 +26,31 @@ PAST = {"separable": 500, "plane": 500, "air": 240}  # fields; single ones are a
 
 
 def arm(device: str = "cpu", steps: int = 120, fields: int = 8, rounds: int = 7, seeds: int = 3) -> dict:
-    """seconds_<n>: of an arm asked by n Heun steps, two side by side · stacked: time of a stack of seeds over one after another."""
+    """seconds_<n>: of an arm asked by n Heun steps, half of what two side by side take; alone_<n>: of one with all their threads.
+
+    stacked: time of a stack of seeds over one after another.
+    """
     asked = {"solver": "heun", "solver_steps": 10, "test_fields": fields}
     design = study.design("v2-transformer", "separable", range(SIDE_BY_SIDE), {"arm": {}}, steps=steps, batch=32, **asked)
-    rows = study.run(design, device=device, jobs=SIDE_BY_SIDE, show=False)
-    training = STEPS * float((rows.seconds_training / steps).mean())
-    call = float((rows.ms_per_field / rows.evaluations).mean()) / 1e3  # seconds per field and evaluation
+    training, call = _timed(study.run(design, device=device, jobs=SIDE_BY_SIDE, show=False), steps)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(SIDE_BY_SIDE)
+        alone, its_call = _timed(pd.DataFrame([arms.run(design[0][1], device=device)]), steps)  # a study gives each arm one thread
+    finally:
+        torch.set_num_threads(threads)
     found = {"training_seconds": training / SIDE_BY_SIDE}
     for n in (10, 50):
         found[f"seconds_{n}"] = (training + FIELDS * call * ode.evaluations("heun", n)) / SIDE_BY_SIDE
+        found[f"alone_{n}"] = alone + FIELDS * its_call * ode.evaluations("heun", n)
     calls = {name: make(device, seeds) for name, make in {"stack": stacked, "one after another": separate}.items()}
     times = bench.compare(calls, rounds, device)
     return found | bench.ratio("stacked", times["stack"], times["one after another"]) | {"seeds": seeds}
+
+
+def _timed(rows: pd.DataFrame, steps: int) -> tuple[float, float]:
+    """Seconds that one of these arms would train, and seconds per field and evaluation."""
+    return STEPS * float((rows.seconds_training / steps).mean()), float((rows.ms_per_field / rows.evaluations).mean()) / 1e3
 
 
 class Loss(nn.Module):

@@ -92,7 +92,7 @@ class Table:
 
 def shared(s: Float[Tensor, "B M 2"]) -> bool:
     """Whether all fields have the same sites."""
-    return len(s) == 1 or bool((s == s[:1]).all())
+    return len(s) == 1 or (len(s) > 1 and bool((s == s[:1]).all()))
 
 
 @dataclass(frozen=True)

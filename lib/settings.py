@@ -6,6 +6,7 @@ level, the directions of their channels and the variance along them, and has the
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass, fields, replace
@@ -14,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lib import data, kernels
-from lib.kernels import SMOOTH, Basis, Sites, Structure
+from lib import basis, data
+from lib.kernels import SMOOTH, Sites, Structure
 
 NOISES = (1e-10, 1e-6, 1e-3, 1e-2, 1e-1, 1.0)  # variance of the noise or of detail, relative to alpha
 FLAT = 30.0  # stretch of fields that hardly change along an axis
@@ -50,18 +51,28 @@ class Prior:
 
     def sites(self, c: int, s: Float[Tensor, "B n 2"]) -> Sites:
         """What direction c knows at the sites."""
-        shape = tuple(int(n) for n in self.grid)
-        return kernels.sites(Basis(self.factor[c], self.deviation[c]), s.to(self.mean), shape)
+        return Sites(s.to(self.mean), *self._known[c])
 
     def mean_at(self, s: Float[Tensor, "B n 2"]) -> Float[Tensor, "B n C"]:
         """The mean of the fields at any sites."""
-        flat = kernels.interpolate(self.mean.T.contiguous(), s.to(self.mean).reshape(-1, 2), tuple(int(n) for n in self.grid))
-        return flat.unflatten(0, s.shape[:2])
+        return self._mean.at(s.to(self.mean).flatten(0, 1))[..., 0].unflatten(0, s.shape[:2])
+
+    @functools.cached_property
+    def _known(self) -> list[tuple[basis.GridFunctions, basis.GridFunctions]]:
+        """Per direction the components and the relative deviation."""
+        return [(self._on_grid(F[None]), self._on_grid(d[None, :, None])) for F, d in zip(self.factor, self.deviation, strict=True)]
+
+    @functools.cached_property
+    def _mean(self) -> basis.GridFunctions:
+        return self._on_grid(self.mean[..., None])
+
+    def _on_grid(self, values: Float[Tensor, "C P r"]) -> basis.GridFunctions:
+        return basis.grid_functions(values.unflatten(1, [int(n) for n in self.grid]))
 
 
 def restore(state: dict[str, Tensor]) -> Prior:
-    """The prior whose `state` this is."""
-    return Prior(**{f.name: state[f.name] for f in fields(Prior)})
+    """The prior whose `state` this is, in double precision: fields are conditioned in it."""
+    return Prior(**{f.name: state[f.name].double().cpu() for f in fields(Prior)})
 
 
 def family(learned: bool) -> list[Structure]:

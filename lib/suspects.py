@@ -30,6 +30,7 @@ DESCRIBED, AWAKE = "as described", "awake"
 BASES = {DESCRIBED: {}, AWAKE: {"head": "residual"}}
 GAIN, HALF = 0.5, -10 * math.log10(2)  # dB of PSNR; dB of speckle that halve its power
 LITTLE, CALMER = 0.1, -0.5  # dB of PSNR and of speckle that are not yet a cause and yet something
+OF_HELP = ("helps", "smooths", "scale")  # rules of claims that a repair helps
 ASKED = ("ode-steps", "solver-order", "seeds")  # no training of their own: the bases' networks are asked otherwise
 
 

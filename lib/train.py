@@ -149,9 +149,7 @@ class Run:
         self.validation = data.observe(held_out, config.readings, config.layout, sensors, config.noise)
         self.validation = _queries(self.validation, queries, asked).to(device)
         self.objective = Objective(config, self.batches, device)
-        self.optimiser = torch.optim.AdamW(
-            model.parameters(), lr=config.rate, weight_decay=config.decay, foreach=device.type == "cpu", fused=device.type == "cuda"
-        )
+        self.optimiser = torch.optim.AdamW(model.parameters(), lr=config.rate, weight_decay=config.decay, fused=True)
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average)) if config.average else None
         self.network = torch.compile(model.network) if config.compile else model.network
         self.step, self.finished, self.best, self.stale, self.lowered = 0, False, math.inf, 0, 0
@@ -249,9 +247,9 @@ class Run:
     def resume(self) -> None:
         """Continue from the folder's latest.pt, if there is one."""
         latest = self.folder / "latest.pt" if self.folder else None
-        if latest is None or not (latest.exists() or latest.with_name("previous.pt").exists()):
+        if latest is None or not latest.exists():
             return
-        state = checkpoint.load(latest if latest.exists() else latest.with_name("previous.pt"))
+        state = checkpoint.load(latest)
         its = _defaults() | state["settings"]  # a switch younger than the checkpoint stood at its default
         if its != self.settings():
             raise CheckpointError(

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lib import basis, data, hybrid, optimal, perfield, posterior, waves, weights
+from lib import basis, data, hybrid, kernels, optimal, perfield, posterior, waves, weights
 from lib.data import Batch, Prediction
 
 AT_ONCE = 64  # fields conditioned side by side
@@ -114,7 +114,7 @@ def state(prior: Prior) -> dict[str, Tensor]:
 def restore(tensors: Mapping[str, Tensor]) -> Prior:
     """The prior whose `state` this is; numbers kept in single precision are computed with in double."""
     tables = (tuple(_tables(name, tensors)) for name in ("past", "rest"))
-    states = ({k.removeprefix(f"{n}."): v.double() for k, v in tensors.items() if k.startswith(f"{n}.")} for n in PROCESSES)
+    states = ({k.removeprefix(f"{n}."): v for k, v in tensors.items() if k.startswith(f"{n}.")} for n in PROCESSES)
     processes = [hybrid.restore(its) if its else None for its in states]
     level, variance, log_weight = (tensors[n].double() for n in ("level", "variance", "log_weight"))
     return Prior(level, variance, *tables, *processes, log_weight)
@@ -292,7 +292,8 @@ def _known(batch: Batch) -> Tensor:
 def _double(batch: Batch) -> Batch:
     parts = {f.name: getattr(batch, f.name).cpu() for f in fields(batch)}
     known = parts["m_obs"] & parts["y_obs"].isfinite().all(-1) & parts["s_obs"].isfinite().all(-1)
-    y, s = (parts[name].double().where(known[..., None], 0.0) for name in ("y_obs", "s_obs"))
+    y = parts["y_obs"].double().where(known[..., None], 0.0)
+    s = parts["s_obs"].double().where(known[..., None], kernels.NOWHERE)
     return Batch(s, y, known, parts["s_qry"].double(), parts["y_qry"].double())
 
 

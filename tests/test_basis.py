@@ -49,6 +49,17 @@ def test_the_splines_pass_through_the_nodes(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+def test_a_site_is_answered_the_same_beside_any_others(shape):
+    """A node by its value, bit for bit, also beside sites between the nodes."""
+    values = torch.randn(1, *shape, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    functions, both = basis.grid_functions(values), torch.cat([nodes(shape).float().double(), somewhere(5)])
+    assert torch.equal(functions.at(both)[:-5], functions.at(nodes(shape)))
+    mixed = torch.randn(3, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    many = torch.cat([both] * 3)  # more than nodes: combined there
+    assert_close(functions.times(many, mixed)[: len(both)], functions.at(both) @ mixed, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_polynomials_of_the_degree_of_the_spline_come_back_between_the_nodes(shape):
     s = somewhere()
     found = table(lambda s: polynomial(s, shape), shape).at(s)[:, 0, 0]

@@ -120,8 +120,10 @@ def test_a_stack_of_seeds_gives_the_gradients_of_its_seeds():
 
 
 def test_an_arm_asked_by_more_steps_takes_longer():
+    threads = torch.get_num_threads()
     found = pace.arm(steps=2, fields=1, rounds=1, seeds=2)
-    assert 0 < found["training_seconds"] < found["seconds_10"] < found["seconds_50"]
+    assert 0 < found["training_seconds"] < found["seconds_10"] < found["seconds_50"] and 0 < found["alone_10"] < found["alone_50"]
+    assert torch.get_num_threads() == threads
     assert {figure for section, figure, *_ in bench.GOALS if section == "arm"} <= set(found)
 
 

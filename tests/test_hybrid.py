@@ -225,12 +225,63 @@ def test_training_fields_of_other_channels_are_refused():
         hybrid.hybrid(readings(channels=1), torch.rand(9, 3, 8, 8))
 
 
-def test_the_spline_is_exact_on_nodes_and_on_quintics():
-    s = data.grid((9, 7), dtype=F64)
-    quintic = (s[:, 0] ** 5 - s[:, 0] * s[:, 1] ** 4)[:, None]
-    q = 2 * torch.rand(20, 2, generator=stream(), dtype=F64) - 1
-    assert_close(kernels.interpolate(quintic, s, (9, 7)), quintic, atol=0, rtol=0)
-    assert_close(kernels.interpolate(quintic, q, (9, 7)), (q[:, 0] ** 5 - q[:, 0] * q[:, 1] ** 4)[:, None], atol=1e-10, rtol=0)
+def test_a_fine_map_has_the_covariances_of_its_sites_one_by_one(learned):
+    """More sites than the grid has nodes are answered without a table of components; a few of them at a time, with one."""
+    g, fine = stream(), data.grid((14, 11), dtype=F64)[None].expand(2, -1, -1)
+    few = learned.sites(0, 2 * torch.rand(2, 5, 2, generator=g, dtype=F64) - 1)
+    pieces = [learned.sites(0, part) for part in fine.split(40, 1)]
+    whole = learned.sites(0, fine)
+    for structure in (kernels.Structure(1, 0.0, 0.5, 1.0), kernels.Structure(2, 0.3, 1.5, 0.7, 2.0, 0.4)):
+        expected = torch.cat([kernels.Pair(few, part).covariance(structure) for part in pieces], 2)
+        assert_close(kernels.Pair(few, whole).covariance(structure), expected, atol=1e-12, rtol=1e-10)
+        expected = torch.cat([kernels.Pair(few, part).variance(structure) for part in pieces], 1)
+        assert_close(kernels.Pair(few, whole).variance(structure), expected, atol=1e-12, rtol=1e-10)
+    assert "factor" not in whole.__dict__, "no table of the components was made"
+
+
+def test_a_field_read_on_nodes_is_answered_the_same_beside_one_read_between_them(learned):
+    """Noise of 1e-10 would magnify the rounding of a spline where the table itself could be had."""
+    batch = data.observe(rough_fields(2, 10, seed=6)[0].float(), 15, generator=stream())
+    moved = batch.s_obs.clone()
+    moved[1, 4] += 0.03
+    beside = hybrid.posterior(learned, dataclasses.replace(batch, s_obs=moved))
+    alone = hybrid.posterior(learned, batch[:1])
+    assert_close(beside.log_evidence[:1], alone.log_evidence, atol=1e-7, rtol=0)
+    for a, b in zip(beside.mean_std(batch.s_qry), alone.mean_std(batch.s_qry[:1]), strict=True):
+        assert_close(a[:1], b, atol=1e-7, rtol=0)
+
+
+def test_no_fields_at_all_have_no_answers(learned):
+    batch = readings(fields=2)[:0]
+    mean, std = hybrid.posterior(learned, batch).mean_std(batch.s_qry)
+    assert mean.shape == std.shape == (0, 9, 1)
+
+
+def test_a_prior_kept_in_single_precision_answers_in_double(learned):
+    batch = readings()
+    kept = settings.restore({name: value.float() for name, value in learned.state().items()})
+    mean, _ = hybrid.posterior(kept, batch).mean_std(batch.s_qry)
+    assert mean.dtype == F64
+    assert_close(mean, hybrid.posterior(learned, batch).mean_std(batch.s_qry)[0], atol=1e-3, rtol=0)
+
+
+def test_few_sites_and_many_are_answered_alike(learned):
+    """By solving, and by a product with the inverse."""
+    batch = readings(fields=2, count=12, queries=30)
+    found = hybrid.posterior(learned, batch)
+    pieces = [found.mean_std(part) for part in batch.s_qry.split(3, 1)]
+    for whole, parts in zip(found.mean_std(batch.s_qry), zip(*pieces, strict=True), strict=True):
+        assert_close(whole, torch.cat(parts, 1), atol=1e-9, rtol=1e-6)
+
+
+def test_a_covariance_that_is_asked_twice_is_the_same(learned):
+    """What a pair keeps stays as it is while covariances are made of it in place."""
+    at = learned.sites(0, 2 * torch.rand(1, 6, 2, generator=stream(), dtype=F64) - 1)
+    pair, structure = kernels.Pair(at, at), kernels.Structure(2, 0.3, 2.5, 0.7)
+    once = pair.covariance(structure).clone()
+    pair.covariance(kernels.Structure(1, 0.6, 0.5, 0.3)), pair.covariance(kernels.Structure(0, 1.0, 99.0, 0.3))
+    assert torch.equal(pair.covariance(structure), once)
+    assert torch.equal(pair.covariance(structure, torch.tensor([0])), once)
 
 
 def test_stationary_processes_move_with_the_values():

@@ -54,6 +54,22 @@ def test_the_global_generator_decides_and_every_call_draws_anew():
     assert torch.equal(layer(torch.ones(100)), first) and not torch.equal(first, second)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("p", "training"), [(0.5, True), (0.5, False), (0.0, True)])
+def test_what_is_dropped_onto_tokens_is_their_sum_with_its_gradients(p, training, dtype):
+    """In one pass where both have a precision, else in two."""
+    layer, g = Dropout(p).train(training), data.generator(0, "test of layers")
+    tokens, y = (torch.randn(3, 5, generator=g, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    found = []
+    for add in (layer.onto, lambda tokens, y: tokens + layer(y)):
+        torch.manual_seed(1)
+        total = add(tokens, y.to(dtype))
+        found.append((total, *torch.autograd.grad(total.square().sum(), (tokens, y))))
+    for one, two in zip(*found, strict=True):
+        assert one.dtype == two.dtype
+        assert_close(one, two, rtol=1e-15, atol=1e-15)
+
+
 @pytest.mark.parametrize(("p", "training"), [(0.0, True), (0.5, False)])
 def test_without_probability_and_in_evaluation_nothing_is_drawn_or_changed(p, training):
     y, before = torch.ones(5), torch.get_rng_state()

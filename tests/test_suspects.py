@@ -273,8 +273,23 @@ def test_nothing_is_judged_on_a_base_below_a_constant(monkeypatch, constant, ver
     monkeypatch.setattr(claims, "verdict", lambda claim, word, says, **more: told.update({claim: (word, says)}))
     rows = frame(("awake", [1.0, 2.0]), ("augmentation: flips", [2.0, 3.0]))
     found = inquiry.effects(rows, "awake")
-    inquiry.verdicts(found, inquiry.rank({"awake": found}), rows, rows, {}, {}, constant)
+    inquiry.verdicts(found, inquiry.rank({"awake": found}), {"awake": rows}, rows, {}, {}, constant)
     assert told["augmentation"][0] == verdict and ("The base scores 1.5 dB" in told["augmentation"][1]) == (constant > 1.5)
+
+
+def test_what_only_wakes_the_system_as_described_is_partly_true(monkeypatch):
+    """A repair without effect on the base that learns is refuted, unless it proves a cause where nothing was learned."""
+    told = {}
+    monkeypatch.setattr(claims, "verdict", lambda claim, word, says, **more: told.update({claim: (word, more["measured"], more["arms"])}))
+    rows = frame(("awake", [1.0, 2.0]), ("no-2d-bias: both ways", [1.0, 2.0]), ("augmentation: flips", [1.0, 2.0]))
+    deaf = frame(("as described", [1.0, 2.0]), ("no-2d-bias: both ways", [8.0, 9.0]), ("augmentation: flips", [1.0, 2.0]))
+    found = {base: inquiry.effects(its, base) for base, its in (("awake", rows), ("as described", deaf))}
+    deaf["id"] = "deaf " + deaf["id"]
+    inquiry.verdicts(found["awake"], inquiry.rank(found), {"awake": rows, "as described": deaf}, rows, {}, {}, 0.0)
+    assert told["no-2d-bias"][0] == "partly" and told["no-2d-bias"][1]["gain_described"][0] == 7.0
+    assert told["no-2d-bias"][2] == ["awake", "no-2d-bias: both ways", "deaf as described", "deaf no-2d-bias: both ways"]
+    assert told["augmentation"][0] == "refuted" and "gain_described" not in told["augmentation"][1]
+    assert told["augmentation"][2] == ["awake", "augmentation: flips"]
 
 
 def test_effects_of_a_table_leave_out_what_diverged():

@@ -202,8 +202,9 @@ def errors(mean, one):
     return (mean - one.y_qry).square().mean((1, 2))
 
 
-def test_missing_readings_are_as_none():
-    one = batch()
+@pytest.mark.parametrize(("world", "noise"), [("multi_frequency", 0.05), ("radial", 0.0)])
+def test_missing_readings_are_as_none(world, noise):
+    one = batch(world, noise=noise)
     more = Batch(
         torch.cat([one.s_obs, torch.full((FEW, 5, 2), torch.nan)], 1),
         torch.cat([one.y_obs, torch.full((FEW, 5, 1), 1e6)], 1),
@@ -211,7 +212,7 @@ def test_missing_readings_are_as_none():
         one.s_qry,
         one.y_qry,
     )
-    assert_same(predict(prior(), more), predict(prior(), one))
+    assert_same(predict(prior(world), more), predict(prior(world), one))
 
 
 def test_a_level_added_to_past_fields_and_readings_is_added_to_the_answer():
