@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -16,7 +17,7 @@ class CheckpointError(ValueError):
 
 
 def save(state: dict, path: Path, keep: Path | None = None) -> None:
-    """Write `state` so that `path` is always whole: to a temporary file first, then renamed; the old file moves to `keep`.
+    """Write `state` so that `path` is at every moment there and whole: to a temporary file, then renamed over it; `keep` gets the old one.
 
     OSError (disk full, no permission) leaves the old checkpoint as it was and no half-written file.
     """
@@ -27,13 +28,24 @@ def save(state: dict, path: Path, keep: Path | None = None) -> None:
             file.flush()
             os.fsync(file.fileno())
         if keep is not None and path.exists():
-            os.replace(path, keep)
+            _second_name(path, keep)
         os.replace(temporary, path)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
         if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
             raise error.__context__ from None  # torch.save wraps a full disk
         raise
+
+
+def _second_name(path: Path, keep: Path) -> None:
+    """Let `keep` be what `path` is. Moving it there would leave a moment without `path`: killed in it, a training would begin again."""
+    linked = keep.with_name(keep.name + ".link")
+    linked.unlink(missing_ok=True)
+    try:
+        os.link(path, linked)
+    except OSError:  # a file system without hard links
+        shutil.copy2(path, linked)
+    os.replace(linked, keep)
 
 
 def load(path: Path, device="cpu") -> dict:

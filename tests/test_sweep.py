@@ -294,7 +294,7 @@ def test_a_sweep_that_is_stopped_saves_leaves_nothing_and_continues(tmp_path):
 
 
 def steps(path):
-    """How far a training had come when it was saved; a moment in which the file is replaced is waited out."""
+    """How far a training had come when it was saved."""
     return torch.load(path, weights_only=True)["step"]
 
 

@@ -184,6 +184,34 @@ def test_weights_of_another_configuration_are_refused(tmp_path):
         train.restore(model.build(VERSION), tmp_path / "nowhere.pt")
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_a_checkpoint_is_there_at_every_moment_of_the_next_ones_saving(tmp_path, monkeypatch, links):
+    """Seen before and after every change of a name, where a kill may fall: the newest whole one, and the one before in `keep`."""
+    latest, keep = tmp_path / "latest.pt", tmp_path / "previous.pt"
+    seen, replace_, link = [], os.replace, os.link
+
+    def watched(change):
+        def then(*names):
+            seen.append(checkpoint.load(latest)["step"])
+            change(*names)
+            seen.append(checkpoint.load(latest)["step"])
+
+        return then
+
+    def refused(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    checkpoint.save({"step": 1}, latest, keep=keep)
+    monkeypatch.setattr(os, "replace", watched(replace_))
+    monkeypatch.setattr(os, "link", watched(link) if links else refused)
+    for step in (2, 3):
+        checkpoint.save({"step": step}, latest, keep=keep)
+        assert (checkpoint.load(latest)["step"], checkpoint.load(keep)["step"]) == (step, step - 1)
+    moments = 3 if links else 2
+    assert seen == [*[1] * (2 * moments - 1), *[2] * (2 * moments), 3]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest.pt", "previous.pt"]
+
+
 def test_a_full_disk_leaves_the_old_checkpoint_and_no_half_written_file(tmp_path, monkeypatch):
     path = tmp_path / "latest.pt"
     checkpoint.save({"step": 1}, path)
