@@ -10,7 +10,8 @@ Letters, one meaning each
 Reading order, each group importing only from itself and the groups before it
     world   worlds (realworlds, files, gaussian), data (layouts, augment) fields, readings, batches
             weights                                             learned numbers in files that run no code
-    encode  layers, ssm (scans), order, paths, encoders         parts of networks
+    encode  layers (products), ssm (scans, fused), order, paths, encoders   parts of networks
+            shares                                              the fields of a batch, a share of them to a thread
             versions, model (refined)                           the table of systems; readings to memory, memory to velocity
             posterior (basis, waves)                            columns and readings to mean, deviation, samples and evidence
             hybrid (kernels, settings, dictionary)              readings to a mixture of Gaussian processes

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from lib import data, flow, machine, metrics, model, ode, train, worlds
+from lib import data, flow, machine, metrics, model, ode, shares, train, worlds
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,8 @@ def predict(network, batch: data.Batch, arm: Arm, generator: torch.Generator | N
     generator = generator or data.generator(arm.train.seed, "samples", batch.s_qry.device)
     parts = range(0, len(batch.s_qry), judge.chunk)
     draw = lambda part: flow.sample(network, part, generator, judge.solver_steps, judge.solver, judge.samples, judge.feedback)  # noqa: E731
-    return torch.cat([draw(batch[i : i + judge.chunk]) for i in parts], 1)
+    with shares.between(torch.get_num_threads() if batch.s_qry.device.type == "cpu" else 1):
+        return torch.cat([draw(batch[i : i + judge.chunk]) for i in parts], 1)
 
 
 def judge(network, arm: Arm, device="cpu") -> dict:

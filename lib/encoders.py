@@ -18,10 +18,11 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import gelu, silu, softplus
+from torch.nn.functional import silu, softplus
 
 from lib import ssm
 from lib.layers import Attention, Dropout
+from lib.products import Linear
 
 if TYPE_CHECKING:
     from lib.model import ModelConfig
@@ -68,7 +69,7 @@ class SSMBlock(nn.Module):
         self.step, self.inner, self.state, self.heads = step, inner, state, heads
         self.gate, self.post, self.clamp, self.reverse = GATES[gate], norm == "post", clamp, reverse
         self.norm = None if norm == "none" else nn.LayerNorm(width)
-        self.enter, self.leave = nn.Linear(width, 2 * inner), nn.Linear(inner, width)
+        self.enter, self.leave = Linear(width, 2 * inner), Linear(inner, width)
         {"selective": self._selective, "ssd": self._ssd}.get(step, self._fixed)()
         self.dropout = Dropout(dropout)
         self.feed = FeedForward(width, mlp * width, norm, dropout) if mlp else nn.Identity()
@@ -132,8 +133,8 @@ class SSMBlock(nn.Module):
 
     def _steps(self, low: int, count: int) -> None:
         self.steps = low
-        self.select = nn.Linear(self.inner, 2 * self.state + low, bias=False)
-        self.delta = nn.Linear(low, count)
+        self.select = Linear(self.inner, 2 * self.state + low, bias=False)
+        self.delta = Linear(low, count)
         nn.init.constant_(self.delta.bias, math.log(math.expm1(0.01)))
 
 
@@ -147,7 +148,7 @@ class BothWays(nn.Module):
     def __init__(self, width: int, ahead: SSMBlock, back: SSMBlock, norm: str, mlp: int, dropout: float):
         super().__init__()
         self.post, self.ahead, self.back = norm == "post", ahead, back
-        self.norm, self.join = nn.LayerNorm(width), nn.Linear(2 * width, width)
+        self.norm, self.join = nn.LayerNorm(width), Linear(2 * width, width)
         self.feed = FeedForward(width, mlp * width, norm, dropout) if mlp else nn.Identity()
 
     def forward(self, tokens: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"] | None = None) -> Float[Tensor, "B L D"]:
@@ -166,7 +167,7 @@ class TransformerLayer(nn.Module):
         self.post = norm == "post"
         self.attention = Attention(width, heads, inner)
         self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.up, self.down = nn.Linear(width, ffn), nn.Linear(ffn, width)
+        self.up, self.down = Linear(width, ffn), Linear(ffn, width)
         self.dropout = Dropout(dropout)
 
     def forward(self, tokens: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"] | None = None, tune: Tune = None) -> Float[Tensor, "B L D"]:
@@ -179,7 +180,7 @@ class TransformerLayer(nn.Module):
         return self.dropout.onto(tokens, self.feed(norm_2(tokens)))
 
     def feed(self, tokens: Tensor) -> Tensor:
-        return self.down(self.dropout(gelu(self.up(tokens))))
+        return self.down(self.dropout(self.up.with_gelu(tokens)))
 
 
 class PerceiverLayer(nn.Module):
@@ -221,7 +222,7 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, inner: int, norm: str, dropout: float):
         super().__init__()
         self.post, self.norm = norm == "post", nn.LayerNorm(width)
-        self.layers = nn.Sequential(nn.Linear(width, inner), nn.GELU(), Dropout(dropout), nn.Linear(inner, width), Dropout(dropout))
+        self.layers = nn.Sequential(Linear(width, inner), nn.GELU(), Dropout(dropout), Linear(inner, width), Dropout(dropout))
 
     def forward(self, tokens: Float[Tensor, "B L D"], tune: Tune = None) -> Float[Tensor, "B L D"]:
         return residual(tokens, self.layers, tuned(self.norm, tune, 1), self.post)

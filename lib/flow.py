@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lib import ode, paths
+from lib import ode, paths, shares
 from lib.data import Batch, Prediction
 from lib.model import said
 
@@ -58,7 +58,9 @@ def look(model, batch: Batch, generator: torch.Generator, couple: Couple | None 
 def look_at(model, batch: Batch, y_0: Tensor, y_1: Tensor, known: Tensor, t: Tensor) -> Look:
     """Ask the network at given times of given paths."""
     y_t, u = paths.point(model.config.path, y_0, y_1, t)
-    return Look(batch, y_0, y_1, known, t, y_t, u, said(model, y_t, t, batch.s_qry, model.encode(batch)))
+    ask = lambda y_t, t, batch: said(model, y_t, t, batch.s_qry, model.encode(batch))  # noqa: E731
+    alone = getattr(model.config, "source", "white") == "posterior"  # whose draws belong to the batch as it is
+    return Look(batch, y_0, y_1, known, t, y_t, u, ask(y_t, t, batch) if alone else shares.call(ask, model, y_t, t, batch))
 
 
 def error(model, seen: Look) -> Float[Tensor, ""]:
@@ -168,7 +170,7 @@ def carry(
 
     def velocity(t: float, y: Tensor) -> Tensor:
         time = torch.full((len(y),), t, device=y.device, dtype=y.dtype)
-        return model.velocity(forget() if forget else y, time, batch.s_qry, memory)
+        return shares.call(model.velocity, model, forget() if forget else y, time, batch.s_qry, memory)
 
     return ode.integrate(velocity, y_0, ode.uniform(steps), method, callback)
 

@@ -17,6 +17,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
+from lib import shares
+from lib.products import Linear
+
 
 class CoordinateFeatures(nn.Module):
     """sin and cos of s W for `count` wave vectors W: (B, L, 2) -> (B, L, 2 count).
@@ -55,7 +58,7 @@ class TimeEmbedding(nn.Module):
         inner = inner or width
         self.factor = 1000.0 if kind == "scaled" else 1.0
         self.register_buffer("frequency", torch.exp(-math.log(1e4) * torch.arange(width // 2) / (width // 2)), persistent=False)
-        self.mlp = nn.Sequential(nn.Linear(width, inner), nn.SiLU(), nn.Linear(inner, width)) if kind == "mlp" else nn.Identity()
+        self.mlp = nn.Sequential(Linear(width, inner), nn.SiLU(), Linear(inner, width)) if kind == "mlp" else nn.Identity()
 
     def forward(self, t: Float[Tensor, "B"]) -> Float[Tensor, "B D"]:
         phase = self.factor * t[:, None] * self.frequency
@@ -81,8 +84,8 @@ class Attention(nn.Module):
         if inner % heads:
             raise ValueError(f"attention width {inner} is not a multiple of {heads} heads")
         self.heads = heads
-        self.query, self.key_value = nn.Linear(width, inner), nn.Linear(width, 2 * inner)
-        self.out = nn.Linear(inner, width)
+        self.query, self.key_value = Linear(width, inner), Linear(width, 2 * inner)
+        self.out = Linear(inner, width)
 
     def forward(self, q: Float[Tensor, "B M D"], kv: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"] | None = None) -> Tensor:
         queries = rearrange(self.query(q), "B M (H d) -> B H M d", H=self.heads)
@@ -123,9 +126,13 @@ class Dropout(nn.Module):
     @torch.compiler.disable  # a compiled graph would draw from a generator of its own
     def _mask(self, y: Tensor) -> Tensor:
         """m / (1 - q) for each number of y."""
-        seed = int(torch.randint(2**62, ()))
-        drawn = torch.from_numpy(np.random.SFC64(seed).random_raw((y.numel() + 3) // 4).view(np.int16))
-        words = drawn[: y.numel()].view(y.shape)
+
+        def draw(count: int, generator: torch.Generator | None) -> Tensor:
+            seed, numbers = int(torch.randint(2**62, (), generator=generator)), count * math.prod(y.shape[1:])
+            raw = np.random.SFC64(seed).random_raw((numbers + 3) // 4).view(np.int16)
+            return torch.from_numpy(raw)[:numbers].view(count, *y.shape[1:])
+
+        words = shares.drawn(draw, len(y))
         kept = torch.ge(words, self.dropped - 2**15, out=y.new_empty(y.shape))  # as numbers at once: products with bool are slow
         return kept.mul_(2**16 / (2**16 - self.dropped))
 
@@ -139,7 +146,7 @@ def skipped(tokens: Float[Tensor, "B L D"], after: Float[Tensor, "B L D"], rate:
     x + m / (1 - rate) (layer(x) - x), m 0 or 1 per field: Huang et al., Deep Networks with Stochastic Depth (2016), eq. 2 and 5, with the
     survival probability divided out while training. Draws from the global generator, as Dropout does.
     """
-    kept = torch.rand(len(tokens), 1, 1, device=tokens.device) >= rate
+    kept = shares.drawn(lambda count, g: torch.rand(count, 1, 1, device=tokens.device, generator=g), len(tokens)) >= rate
     return tokens + kept / (1 - rate) * (after - tokens)
 
 
@@ -147,7 +154,7 @@ def decoder(kind: str, width: int, channels: int, inner: int | None = None) -> n
     """Features (.., D) to values (.., C): linear, two layers with ReLU or GELU, or three with GELU; `inner` wide between them."""
     inner = inner or width
     if kind == "linear":
-        return nn.Linear(width, channels)
+        return Linear(width, channels)
     if kind == "gelu3":
-        return nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, inner), nn.GELU(), nn.Linear(inner, channels))
-    return nn.Sequential(nn.Linear(width, inner), {"relu": nn.ReLU, "gelu": nn.GELU}[kind](), nn.Linear(inner, channels))
+        return nn.Sequential(Linear(width, inner), nn.GELU(), Linear(inner, inner), nn.GELU(), Linear(inner, channels))
+    return nn.Sequential(Linear(width, inner), {"relu": nn.ReLU, "gelu": nn.GELU}[kind](), Linear(inner, channels))

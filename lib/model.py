@@ -19,10 +19,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from lib import order, paths
+from lib import order, paths, shares
 from lib.data import Batch, Scaling
 from lib.encoders import PerceiverLayer, ReadingLayer, blocks
 from lib.layers import Attention, CoordinateFeatures, TimeEmbedding, decoder, sequence_position, skipped
+from lib.products import Linear
 from lib.versions import CHOICES, VERSIONS, ModelConfig, configure, describe
 
 __all__ = ["CHOICES", "VERSIONS", "Memory", "Model", "ModelConfig", "build", "configure", "describe", "parameters", "said"]
@@ -61,7 +62,7 @@ class Model(nn.Module):
         self.config, self.channels = config, channels
         c = config
         self.features = CoordinateFeatures(c.features, c.frequencies, c.scale, c.two_pi, c.nyquist, generator)
-        self.enter = nn.Linear(2 * self.features.count + channels, c.width)
+        self.enter = Linear(2 * self.features.count + channels, c.width)
         self.time = TimeEmbedding(c.time, c.width, c.head_width)
         self.blocks = nn.ModuleList(blocks(c))
         self.perceiver = nn.ModuleList(PerceiverLayer(c.width, c.heads, c.ffn, c.norm, c.dropout) for _ in range(c.perceiver))
@@ -69,13 +70,13 @@ class Model(nn.Module):
         self.cross = nn.Identity() if alone else Attention(c.width, c.heads, c.head_width)
         self.reads = nn.ModuleList()
         if c.encoder == "memory":
-            self.ask, self.remember, self.settle = nn.Linear(self.enter.in_features, c.width), nn.LayerNorm(c.width), nn.LayerNorm(c.width)
+            self.ask, self.remember, self.settle = Linear(self.enter.in_features, c.width), nn.LayerNorm(c.width), nn.LayerNorm(c.width)
             self.reads.extend(ReadingLayer(c.width, c.heads, c.ffn, c.norm, c.dropout) for _ in range(c.reads))
         self.decode = decoder(c.decoder, c.width, channels, c.head_width)
         # after all others, so that a seed gives those the same weights with and without these
         timed = len(self.reads) if c.encoder == "memory" else len(self.blocks)
-        self.tune = nn.Linear(c.width, timed * 4 * c.width) if c.conditioning == "adaln" else None
-        self.recall = nn.Linear(channels, c.width, bias=False) if c.self_condition else None
+        self.tune = Linear(c.width, timed * 4 * c.width) if c.conditioning == "adaln" else None
+        self.recall = Linear(channels, c.width, bias=False) if c.self_condition else None
         if self.tune is not None:  # starts as a network that does not know the time
             nn.init.zeros_(self.tune.weight), nn.init.zeros_(self.tune.bias)
         for name, value in {"mean": 0.0, "std": 1.0, "low": 0.0, "high": 1.0}.items():
@@ -177,7 +178,8 @@ class Model(nn.Module):
         if estimate is None:
             return queries
         if self.training:
-            estimate = estimate * (torch.rand(len(estimate), 1, 1, device=estimate.device) < 0.5)
+            seen = shares.drawn(lambda count, g: torch.rand(count, 1, 1, device=estimate.device, generator=g), len(estimate)) < 0.5
+            estimate = estimate * seen
         return queries + self.recall(estimate)
 
     def _past(self, place: int, before: Tensor, after: Tensor) -> Tensor:

