@@ -8,22 +8,26 @@
 
 With Bbar = B the state sums L inputs whatever dt is: its size grows with the length of the sequence, and changing dt does not stop that.
 
-Each scan is written twice: the loop here is the specification, scans.py holds the fast forms. `reverse` runs from the last token to the
-first; a scan in both directions is the sum of the two. `method="auto"` picks by device and size; "loop" differentiates through every token.
+Each scan is written twice: the loop here is the specification, fused.py (a CPU) and scans.py hold the fast forms. `reverse` runs from the
+last token to the first; a scan in both directions is the sum of the two. `method="auto"` picks by device and size; "loop" differentiates
+through every token.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lib import scans
 
 FFT_BELOW = 512  # tokens; shorter sequences are one convolution, longer ones chunks
 METHODS = {
-    "lti": ("auto", "loop", "fft", "chunked", "blocked", "tree"),  # a clamped state: loop, blocked, tree
-    "selective": ("auto", "loop", "blocked", "tree"),
+    "lti": ("auto", "loop", "fused", "fft", "chunked", "blocked", "tree"),  # a clamped state: loop, fused (hard), blocked, tree
+    "selective": ("auto", "loop", "fused", "blocked", "tree"),
     "ssd": ("auto", "loop", "chunked"),
 }
 
@@ -43,18 +47,19 @@ def lti_scan(
 ) -> Float[Tensor, "B L D"]:
     """Run the fixed recurrence over L tokens; dt is a number or one per field (B,); hold discretises B too; clamp: none, hard, soft.
 
-    A hard clamp that no input of this size can reach is left out, which changes nothing: |h| <= |Bbar| max|u| (1 + r + .. + r^(L-1)) with
-    r = exp(dt A). ValueError for an unknown clamp or method, or a method that cannot hold the state.
+    ValueError for an unknown clamp or method, or a method that cannot hold the state.
     """
     dt = dt.reshape(-1)  # 1 or B
     decay = dt[:, None, None] * A  # 1|B D S
     gain = torch.expm1(decay) / A * B if hold else B.expand_as(decay)
     method = _lti_method(u, clamp, method)
-    if clamp == "hard" and method == "blocked" and _stays_inside(u, decay, gain, limit):  # never on CUDA, where asking stalls the queue
-        clamp, method = "none", _lti_method(u, "none", "auto")
     given = u.flip(1) if reverse else u
     if method == "loop":
         y = _lti_loop(given, decay, gain, C, clamp, limit)
+    elif method == "fused":
+        from lib import fused  # only here: Numba takes half a second to load
+
+        y = fused.Bank.apply(given, decay, gain, C, limit if clamp == "hard" else math.inf)
     elif clamp != "none":
         y = scans.Clamped.apply(given, decay, gain, C, clamp, limit, method == "tree")
     else:
@@ -66,7 +71,10 @@ def lti_scan(
 def _lti_method(u, clamp, method):
     if clamp not in ("none", "hard", "soft"):
         raise ValueError(f"clamp is {clamp!r}; known: none, hard, soft")
-    allowed = ("loop", "fft", "chunked") if clamp == "none" else ("loop", "blocked", "tree")
+    allowed = ("loop", "fused", "fft", "chunked") if clamp == "none" else ("loop", "fused", "blocked", "tree")
+    allowed = [name for name in allowed if name != "fused" or clamp != "soft"]
+    if method == "auto" and "fused" in allowed and _fusible(u):
+        return "fused"
     if method == "auto" and clamp != "none":
         return "tree" if u.is_cuda else "blocked"
     if method == "auto":
@@ -76,12 +84,11 @@ def _lti_method(u, clamp, method):
     return method
 
 
-@torch.no_grad()
-def _stays_inside(u, decay, gain, limit) -> bool:
-    """Whether no state can reach the limit, from the largest input of each field and channel and the sum of the decays."""
-    largest = u.abs().amax(1)[..., None]  # B D 1
-    total = torch.where(decay == 0, u.shape[1], torch.expm1(u.shape[1] * decay) / torch.expm1(decay))
-    return bool((gain.abs() * total * largest < limit).all())
+def _fusible(u: Tensor) -> bool:
+    """Whether fused.py takes it: numbers that lie in this machine's memory, and nothing that wants to see the operations inside."""
+    if u.device.type != "cpu" or u.dtype not in (torch.float32, torch.float64):
+        return False
+    return not (torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or torch._C._are_functorch_transforms_active())
 
 
 def _lti_loop(u, decay, gain, C, clamp, limit):
@@ -107,10 +114,17 @@ def selective_scan(
     method: str = "auto",
 ) -> Float[Tensor, "B L D"]:
     """h_k = exp(delta_k A) h_(k-1) + delta_k B_k u_k, y_k = C_k h_k + D u_k; ValueError for an unknown method."""
-    method = _known("selective", method, "tree" if u.is_cuda else "blocked")
+    method = _known("selective", method, "tree" if u.is_cuda else "fused" if _fusible(u) else "blocked")
     given = [x.flip(1) for x in (u, delta, B, C)] if reverse else [u, delta, B, C]
     given.insert(2, A)
-    y = _selective_loop(*given) if method == "loop" else scans.Selective.apply(*given, method == "tree")
+    if method == "loop":
+        y = _selective_loop(*given)
+    elif method == "fused":
+        from lib import fused
+
+        y = fused.Selective.apply(*given)
+    else:
+        y = scans.Selective.apply(*given, method == "tree")
     y = y.flip(1) if reverse else y
     return y if D is None else torch.addcmul(y, D, u)
 

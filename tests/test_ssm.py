@@ -64,7 +64,7 @@ def blocks(request, monkeypatch):
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("hold", [False, True])
-@pytest.mark.parametrize("method", ["fft", "chunked"])
+@pytest.mark.parametrize("method", ["fused", "fft", "chunked"])
 def test_fixed_bank_equals_the_loop(length, hold, method):
     inputs = lti_inputs(length)
     for dt in steps(length):
@@ -73,9 +73,8 @@ def test_fixed_bank_equals_the_loop(length, hold, method):
 
 
 @pytest.mark.parametrize("length", (1, 2, 3, 7, 33, 102))
-@pytest.mark.parametrize("clamp", ["hard", "soft"])
+@pytest.mark.parametrize("clamp, method", [("hard", "fused"), ("hard", "blocked"), ("hard", "tree"), ("soft", "blocked"), ("soft", "tree")])
 @pytest.mark.parametrize("hold", [False, True])
-@pytest.mark.parametrize("method", ["blocked", "tree"])
 def test_clamped_bank_equals_the_loop(length, clamp, hold, method, blocks):
     inputs = lti_inputs(length)
     dt = steps(length)[length % 2]
@@ -89,8 +88,8 @@ def test_clamped_bank_equals_the_loop_at_full_length(clamp):
     inputs, dt = lti_inputs(1075), steps(1075)[0]
     run = lambda m: value_and_gradients(lti(m, False, clamp, 2.0), *inputs, dt)  # noqa: E731
     slow = run("loop")
-    assert_same(run("blocked"), slow)
-    assert_same(run("tree"), slow)
+    for method in ("blocked", "tree", *(("fused",) if clamp == "hard" else ())):
+        assert_same(run(method), slow)
 
 
 def test_a_hard_clamp_bounds_what_the_free_state_exceeds():
@@ -108,7 +107,7 @@ def test_a_clamp_out_of_reach_changes_nothing():
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("method", ["blocked", "tree"])
+@pytest.mark.parametrize("method", ["fused", "blocked", "tree"])
 def test_selective_scan_equals_the_loop(length, method, blocks):
     inputs = selective_inputs(length)
     run = lambda m: value_and_gradients(lambda *x: ssm.selective_scan(*x, method=m), *inputs)  # noqa: E731
@@ -156,9 +155,9 @@ def ssd_form(method):
 
 
 FORMS = {
-    **{f"lti-{m}": fixed_form(m) for m in ("loop", "fft", "chunked")},
-    **{f"clamp-{m}": fixed_form(m, "hard") for m in ("loop", "blocked", "tree")},
-    **{f"selective-{m}": selective_form(m) for m in ("loop", "blocked", "tree")},
+    **{f"lti-{m}": fixed_form(m) for m in ("loop", "fused", "fft", "chunked")},
+    **{f"clamp-{m}": fixed_form(m, "hard") for m in ("loop", "fused", "blocked", "tree")},
+    **{f"selective-{m}": selective_form(m) for m in ("loop", "fused", "blocked", "tree")},
     **{f"ssd-{m}": ssd_form(m) for m in ("loop", "chunked")},
 }
 
@@ -201,10 +200,11 @@ def test_gradients_agree_with_finite_differences(length):
     grad = lambda f, *x: torch.autograd.gradcheck(f, [y.detach().clone().requires_grad_() for y in x])  # noqa: E731
     bank = (*lti_inputs(length, width=2, state=2), steps(length)[1])
     for hold in (False, True):
-        assert grad(lti("chunked", hold), *bank)
-    for clamp, method in (("hard", "blocked"), ("soft", "blocked"), ("hard", "tree"), ("soft", "tree")):
+        assert grad(lti("chunked", hold), *bank) and grad(lti("fused", hold), *bank)
+    for clamp, method in (("hard", "blocked"), ("soft", "blocked"), ("hard", "tree"), ("soft", "tree"), ("hard", "fused")):
         assert grad(lti(method, True, clamp, 0.02), *bank)
-    assert grad(lambda *x: ssm.selective_scan(*x, method="blocked"), *selective_inputs(length, 2))
+    for method in ("fused", "blocked"):
+        assert grad(lambda *x: ssm.selective_scan(*x, method=method), *selective_inputs(length, 2))  # noqa: B023
     assert grad(lambda *x: ssm.ssd_scan(*x, method="chunked"), *ssd_inputs(length))
 
 
@@ -213,17 +213,18 @@ def relative(fast, slow):
 
 
 @pytest.mark.parametrize("scale", [1.0, 100.0])
-@pytest.mark.parametrize("scan", ["selective", "ssd", "lti"])
+@pytest.mark.parametrize("scan", ["selective", "selective blocked", "ssd", "lti", "lti chunked"])
 def test_single_precision_stays_close_to_a_double_precision_loop_at_any_step(scan, scale):
     """Values to 1e-6 (SSD 5e-6) of the largest; gradients, which sum over all tokens, to 3e-5 (the loop's are 9e-6 off); all finite."""
+    scan, _, method = scan.partition(" ")
     if scan == "lti":
-        f, g = (lambda u, A, B, C, D, dt, m=m: ssm.lti_scan(u, dt, A, B, C, D, True, method=m) for m in ("chunked", "loop"))
+        f, g = (lambda u, A, B, C, D, dt, m=m: ssm.lti_scan(u, dt, A, B, C, D, True, method=m) for m in (method or "auto", "loop"))
         inputs = (*lti_inputs(1075), scale * steps(1075)[0])
     else:
         one, inputs = (
             (ssm.selective_scan, selective_inputs(1075, scale=scale)) if scan == "selective" else (ssm.ssd_scan, ssd_inputs(1075, scale))
         )
-        f, g = (lambda *x, m=m: one(*x, method=m) for m in ("auto", "loop"))
+        f, g = (lambda *x, m=m: one(*x, method=m) for m in (method or "auto", "loop"))
     fast = value_and_gradients(f, *(x.float() for x in inputs))
     slow = value_and_gradients(g, *(x.float().double() for x in inputs))
     assert all(torch.isfinite(x).all() for x in fast)
@@ -231,14 +232,40 @@ def test_single_precision_stays_close_to_a_double_precision_loop_at_any_step(sca
     assert relative(fast[1:], slow[1:]) < 3e-5
 
 
-def test_auto_picks_by_size_and_never_the_loop():
+def test_auto_picks_by_device_and_size_and_never_the_loop():
+    """One pass where the numbers lie in this machine's memory; elsewhere (meta stands for a GPU) transforms, products, blocks."""
     short, long = torch.zeros(1, ssm.FFT_BELOW - 1, 1), torch.zeros(1, ssm.FFT_BELOW, 1)
-    assert [ssm._lti_method(u, "none", "auto") for u in (short, long)] == ["fft", "chunked"]
-    assert ssm._lti_method(long, "soft", "auto") == "blocked"
+    for u in (short, long, short.double()):
+        assert [ssm._lti_method(u, clamp, "auto") for clamp in ("none", "hard", "soft")] == ["fused", "fused", "blocked"]
+    assert [ssm._lti_method(u.to("meta"), "none", "auto") for u in (short, long)] == ["fft", "chunked"]
+    assert ssm._lti_method(long.to("meta"), "hard", "auto") == ssm._lti_method(long.bfloat16(), "hard", "auto") == "blocked"
+
+
+def test_under_compilers_and_transforms_a_scan_is_made_of_torchs_operations():
+    u, delta, A, B, C, _ = selective_inputs(9)
+    per_field = torch.func.vmap(lambda u, delta, B, C: ssm.selective_scan(u[None], delta[None], A, B[None], C[None], method="loop")[0])
+    assert_same([per_field(u, delta, B, C)], [ssm.selective_scan(u, delta, A, B, C)])
+    picked = []
+    torch.func.vmap(lambda u: picked.append(ssm._lti_method(u, "none", "auto")) or u)(u)
+    assert picked == ["fft"]
+
+
+def test_what_is_not_finite_is_not_hidden():
+    """A training that diverges must be seen to: by every scan, whatever its clamps do."""
+    for method in ("fused", "blocked"):
+        for place in (0, 1):
+            inputs = selective_inputs(40)
+            inputs[place][0, 5, 1] = float("nan")
+            assert torch.isnan(ssm.selective_scan(*inputs, method=method)[0, 5:, 1]).all()
+    u, A, B, C, D = lti_inputs(40)
+    u[0, 5, 1] = float("nan")
+    for clamp in ("none", "hard"):
+        assert torch.isnan(ssm.lti_scan(u, steps(40)[0], A, B, C, D, clamp=clamp)[0, 5, 1])
 
 
 @pytest.mark.parametrize(
-    "clamp, method, words", [("tight", "auto", "none, hard, soft"), ("hard", "fft", "blocked"), ("none", "tree", "chunked")]
+    "clamp, method, words",
+    [("tight", "auto", "none, hard, soft"), ("hard", "fft", "blocked"), ("none", "tree", "chunked"), ("soft", "fused", "blocked")],
 )
 def test_an_unknown_clamp_or_method_is_named_with_what_is_allowed(clamp, method, words):
     with pytest.raises(ValueError, match=words):
