@@ -101,8 +101,15 @@ def fill(text: str, root: Path = run.ROOT) -> str:
         text = _between(text, OURS_BEGIN, OURS_END, ours(root))
     if BENCH_BEGIN in text:
         measured = sorted((root / "outputs" / "reference" / "bench").glob("*.json"))
-        text = _between(text, BENCH_BEGIN, BENCH_END, "\n\n".join(f"`{path.stem}`\n\n{bench.summary(path)}" for path in measured))
+        text = _between(text, BENCH_BEGIN, BENCH_END, "\n\n".join(f"{_machine(path)}\n\n{bench.summary(path)}" for path in measured))
     return text
+
+
+def _machine(path: Path) -> str:
+    """The device of a file of figures, and where they were measured."""
+    where = folders.read_json(path).get("provenance", {})
+    told = [where.get("gpu") or where.get("cpu"), where.get("cpu_count") and f"{where['cpu_count']} cores", where.get("date", "")[:10]]
+    return ", ".join([f"`{path.stem}`", *filter(None, told)])
 
 
 def _between(text: str, begin: str, end: str, content: str) -> str:

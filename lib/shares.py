@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_here = threading.local()  # pool and count where batches are shared; share where a share is computed
+MOST, LEAST = 4, 4  # shares of a batch, as each keeps the interpreter for milliseconds that add up; fields of a share
+_here = threading.local()  # pool and threads where batches are shared; share where a share is computed
 
 
 @dataclass(frozen=True)
@@ -35,19 +37,16 @@ class _Share:
 
 @contextmanager
 def between(threads: int) -> Iterator[None]:
-    """Share batches between so many threads within; every operation has one thread then. One thread, or a second call within: no change."""
+    """Share batches between so many threads within; of more than MOST each share gets several. One, or a second call within: no change."""
     if threads < 2 or getattr(_here, "pool", None) or getattr(_here, "share", None):
         yield
         return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # threads that start later begin with as many
     try:
-        with ThreadPoolExecutor(threads) as _here.pool:
-            _here.count = threads
+        with ThreadPoolExecutor(min(threads, MOST)) as _here.pool:
+            _here.threads = threads
             yield
     finally:
         _here.pool = None
-        torch.set_num_threads(before)
 
 
 def call(ask: Callable[..., Tensor], model, *rows) -> Tensor:
@@ -58,10 +57,12 @@ def call(ask: Callable[..., Tensor], model, *rows) -> Tensor:
     """
     pool, total = getattr(_here, "pool", None), len(rows[0])
     learns = torch.is_grad_enabled()
-    if pool is None or total < _here.count or torch.is_autocast_enabled("cpu") or (learns and any(map(_wants, rows))):
+    count = min(_here.threads, MOST, total // LEAST) if pool else 0
+    if count < 2 or torch.is_autocast_enabled("cpu") or (learns and any(map(_wants, rows))):
         return ask(*rows)
     state = torch.get_rng_state() if model.training else None
-    shares = [_Share(slice(*ends), total, _stream(state)) for ends in _bounds(total, _here.count)]
+    shares = [_Share(slice(*ends), total, _stream(state)) for ends in _bounds(total, count)]
+    spread = partial(_spread, pool, max(1, _here.threads // count))
 
     def one(share: _Share) -> Tensor:
         _here.share = share
@@ -73,9 +74,9 @@ def call(ask: Callable[..., Tensor], model, *rows) -> Tensor:
 
     if learns:
         weights = [w for w in model.parameters() if w.requires_grad]
-        answer = _Shared.apply(pool, one, shares, weights, *weights)
+        answer = _Shared.apply(spread, one, shares, weights, *weights)
     else:
-        answer = torch.cat(list(pool.map(one, shares)))
+        answer = torch.cat(spread(one, shares))
     if state is not None:
         torch.set_rng_state(shares[0].generator.get_state())
     return answer
@@ -95,9 +96,9 @@ class _Shared(torch.autograd.Function):
     """A share of the graph per thread, forward and backward; the gradients of the weights are summed in the order of the shares."""
 
     @staticmethod
-    def forward(ctx, pool, one, shares, weights, *_):
-        ctx.pool, ctx.weights, ctx.fields = pool, weights, [share.fields for share in shares]
-        ctx.answers = list(pool.map(one, shares))
+    def forward(ctx, spread, one, shares, weights, *_):
+        ctx.spread, ctx.weights, ctx.fields = spread, weights, [share.fields for share in shares]
+        ctx.answers = spread(one, shares)
         return torch.cat([answer.detach() for answer in ctx.answers])
 
     @staticmethod
@@ -106,9 +107,23 @@ class _Shared(torch.autograd.Function):
         def one(answer: Tensor, fields: slice) -> tuple[Tensor | None, ...]:
             return torch.autograd.grad(answer, ctx.weights, by_answer[fields], allow_unused=True)
 
-        found = zip(*ctx.pool.map(one, ctx.answers, ctx.fields), strict=True)
+        found = zip(*ctx.spread(one, ctx.answers, ctx.fields), strict=True)
         del ctx.answers
         return None, None, None, None, *(_sum([g for g in gradients if g is not None]) for gradients in found)
+
+
+def _spread(pool: ThreadPoolExecutor, threads: int, call: Callable, *lists) -> list:
+    """The answers of the calls, each in a thread of the pool with so many threads inside torch."""
+
+    def one(*given):
+        torch.set_num_threads(threads)  # of the thread it is called from, for most libraries; for one of all
+        return call(*given)
+
+    before = torch.get_num_threads()
+    try:
+        return list(pool.map(one, *lists))
+    finally:
+        torch.set_num_threads(before)
 
 
 def _sum(gradients: list[Tensor]) -> Tensor | None:

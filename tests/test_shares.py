@@ -8,6 +8,13 @@ import torch
 
 from lib import arms, data, flow, model, shares, train, worlds
 
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    """A share may be a single field, so that small batches are shared too."""
+    monkeypatch.setattr(shares, "LEAST", 1)
+
+
 SMALL = {"width": 16, "inner": 16, "ffn": 16, "layers": 2, "heads": 2, "frequencies": 4}
 SYSTEMS = {version: {} for version in model.VERSIONS} | {
     "draws everything": {"dropout": 0.2, "depth_drop": 0.5, "self_condition": True},
@@ -68,8 +75,7 @@ def test_each_share_is_asked_in_a_thread_of_its_own_with_one_thread_inside():
     try:
         with shares.between(2), torch.no_grad():
             assert torch.equal(shares.call(ask, torch.nn.Linear(1, 1).eval(), torch.arange(5.0)), 2 * torch.arange(5.0))
-            assert torch.get_num_threads() == 1
-        assert torch.get_num_threads() == 2
+            assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
     assert len({ident for ident, *_ in seen}) == 2 and sorted(n for _, n, _ in seen) == [2, 3] and {t for *_, t in seen} == {1}
@@ -87,7 +93,7 @@ def test_what_cannot_be_shared_is_asked_as_it_stands():
     with shares.between(1):
         shares.call(ask, linear, y)
     with shares.between(2):
-        shares.call(ask, linear, y[:1])  # fewer fields than threads
+        shares.call(ask, linear, y[:1])  # fewer fields than shares
         shares.call(ask, linear, y.clone().requires_grad_())  # gradients of the rows are wanted
         with torch.autocast("cpu", torch.bfloat16):
             shares.call(ask, linear, y)
@@ -95,6 +101,24 @@ def test_what_cannot_be_shared_is_asked_as_it_stands():
             shares.call(ask, linear, y)
         shares.call(ask, linear, y)
     assert sorted(asked[:5]) == [1, 4, 4, 4, 4] and asked[5:] == [2, 2, 2, 2]
+
+
+def test_many_threads_are_few_shares_with_several_threads_each(monkeypatch):
+    seen = []
+
+    def ask(y):
+        seen.append((len(y), torch.get_num_threads()))
+        return y
+
+    before = torch.get_num_threads()
+    with shares.between(9), torch.no_grad():
+        shares.call(ask, torch.nn.Linear(1, 1).eval(), torch.ones(8, 1))
+        assert sorted(seen) == [(2, 2)] * shares.MOST
+        monkeypatch.setattr(shares, "LEAST", 4)
+        shares.call(ask, torch.nn.Linear(1, 1).eval(), torch.ones(8, 1))
+        assert sorted(seen[shares.MOST :]) == [(4, 4)] * 2
+        shares.call(ask, torch.nn.Linear(1, 1).eval(), torch.ones(7, 1))
+        assert seen[shares.MOST + 2 :] == [(7, before)] and torch.get_num_threads() == before
 
 
 def test_an_error_in_a_share_is_raised_and_leaves_all_as_before():
