@@ -44,7 +44,11 @@ def _second_name(path: Path, keep: Path) -> None:
     try:
         os.link(path, linked)
     except OSError:  # a file system without hard links
-        shutil.copy2(path, linked)
+        try:
+            shutil.copy2(path, linked)
+        except BaseException:
+            linked.unlink(missing_ok=True)
+            raise
     os.replace(linked, keep)
 
 

@@ -190,7 +190,7 @@ def _bank_back(u, a, gain, C, starts, gy, g_u, g_a, g_gain, g_C, limit):
                 for s in range(states):
                     for d in range(width):
                         g = C[s, d] * gy[b, k, d] + carry[s, d]
-                        g = g if abs(h[j + 1, s, d]) < limit else 0.0  # at the limit the state does not follow
+                        g = 0.0 if abs(h[j + 1, s, d]) >= limit else g  # at the limit the state does not follow
                         carry[s, d] = a[p, s, d] * g
                         of_a[s, d] += g * h[j, s, d]
                         of_gain[s, d] += g * u[b, k, d]

@@ -13,6 +13,7 @@ import platform
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
@@ -52,9 +53,14 @@ def quicker(y: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN takes this product."""
     if not AVAILABLE or y.device.type != "cpu" or y.dtype != torch.float32 or weight.dtype != torch.float32:
         return False
-    if y.numel() * len(weight) < LEAST or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    if y.numel() * len(weight) < LEAST or y.shape[-1] != weight.shape[1] or torch.is_autocast_enabled("cpu"):
         return False
-    return not torch._C._are_functorch_transforms_active()
+    return not transformed()
+
+
+def transformed() -> bool:
+    """Whether torch is asked to follow its operations, for which ours have no rule: compiled, under torch.func or in forward mode."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _product(y: Float[Tensor, "L D"], weight: Float[Tensor, "E D"], bias: Tensor | None = None, gelu: bool = False) -> Float[Tensor, "L E"]:

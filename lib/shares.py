@@ -21,6 +21,9 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from lib.products import transformed
 
 MOST, LEAST = 4, 4  # shares of a batch, as each keeps the interpreter for milliseconds that add up; fields of a share
 _here = threading.local()  # pool and threads where batches are shared; share where a share is computed
@@ -53,14 +56,15 @@ def call(ask: Callable[..., Tensor], model, *rows) -> Tensor:
     """ask(*rows), shared between the threads of `between`; without it, or where it cannot be shared, as it stands.
 
     rows: tensors, and dataclasses of tensors (or None), with the fields along their first axis; the first is a tensor. ask must treat
-    every field by itself. Gradients reach the weights of the model, once, not the rows: where a row wants one, nothing is shared.
+    every field by itself. Gradients reach the weights of the model alone, once: where a row wants one, nothing is shared.
     """
     pool, total = getattr(_here, "pool", None), len(rows[0])
     learns = torch.is_grad_enabled()
     count = min(_here.threads, MOST, total // LEAST) if pool else 0
-    if count < 2 or torch.is_autocast_enabled("cpu") or (learns and any(map(_wants, rows))):
+    followed = torch.is_autocast_enabled("cpu") or is_in_torch_dispatch_mode() or transformed()  # which threads would not be
+    if count < 2 or followed or (learns and any(map(_wants, rows))):
         return ask(*rows)
-    state = torch.get_rng_state() if model.training else None
+    state = torch.get_rng_state() if any(part.training for part in model.modules()) else None
     shares = [_Share(slice(*ends), total, _stream(state)) for ends in _bounds(total, count)]
     spread = partial(_spread, pool, max(1, _here.threads // count))
 
@@ -82,6 +86,7 @@ def call(ask: Callable[..., Tensor], model, *rows) -> Tensor:
     return answer
 
 
+@torch.compiler.disable  # a compiled graph would draw from a generator of its own
 def drawn(draw: Callable[[int, torch.Generator | None], Tensor], count: int) -> Tensor:
     """What a network draws for its `count` fields: draw(fields, generator), in a share the part of what the whole batch would draw."""
     share = getattr(_here, "share", None)
@@ -105,15 +110,21 @@ class _Shared(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, by_answer):
         def one(answer: Tensor, fields: slice) -> tuple[Tensor | None, ...]:
+            if not answer.requires_grad:  # none of the weights had a say
+                return (None,) * len(ctx.weights)
             return torch.autograd.grad(answer, ctx.weights, by_answer[fields], allow_unused=True)
 
+        if ctx.answers is None:
+            raise RuntimeError("gradients of a shared batch can be asked for once; ask outside `shares.between` to keep its graph")
         found = zip(*ctx.spread(one, ctx.answers, ctx.fields), strict=True)
-        del ctx.answers
+        ctx.answers = None
         return None, None, None, None, *(_sum([g for g in gradients if g is not None]) for gradients in found)
 
 
 def _spread(pool: ThreadPoolExecutor, threads: int, call: Callable, *lists) -> list:
-    """The answers of the calls, each in a thread of the pool with so many threads inside torch."""
+    """The answers of the calls, each in a thread of the pool with so many threads inside torch; in this thread when the pool is gone."""
+    if getattr(_here, "pool", None) is not pool:
+        return [call(*given) for given in zip(*lists, strict=True)]
 
     def one(*given):
         torch.set_num_threads(threads)  # of the thread it is called from, for most libraries; for one of all

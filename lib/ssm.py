@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lib import scans
+from lib.products import transformed
 
 FFT_BELOW = 512  # tokens; shorter sequences are one convolution, longer ones chunks
 METHODS = {
@@ -52,14 +53,17 @@ def lti_scan(
     dt = dt.reshape(-1)  # 1 or B
     decay = dt[:, None, None] * A  # 1|B D S
     gain = torch.expm1(decay) / A * B if hold else B.expand_as(decay)
-    method = _lti_method(u, clamp, method)
+    method = _lti_method(u, clamp, method, decay, gain, C)
     given = u.flip(1) if reverse else u
     if method == "loop":
         y = _lti_loop(given, decay, gain, C, clamp, limit)
     elif method == "fused":
         from lib import fused  # only here: Numba takes half a second to load
 
-        y = fused.Bank.apply(given, decay, gain, C, limit if clamp == "hard" else math.inf)
+        if len(dt) not in (1, len(u)):
+            raise ValueError(f"{len(dt)} steps for {len(u)} fields; give one for all, or one each")
+        wide = given.expand(*u.shape[:2], len(A))
+        y = fused.Bank.apply(wide, decay, gain, C.expand_as(A), limit if clamp == "hard" else math.inf)
     elif clamp != "none":
         y = scans.Clamped.apply(given, decay, gain, C, clamp, limit, method == "tree")
     else:
@@ -68,12 +72,12 @@ def lti_scan(
     return y if D is None else torch.addcmul(y, D, u)
 
 
-def _lti_method(u, clamp, method):
+def _lti_method(u, clamp, method, *others):
     if clamp not in ("none", "hard", "soft"):
         raise ValueError(f"clamp is {clamp!r}; known: none, hard, soft")
     allowed = ("loop", "fused", "fft", "chunked") if clamp == "none" else ("loop", "fused", "blocked", "tree")
     allowed = [name for name in allowed if name != "fused" or clamp != "soft"]
-    if method == "auto" and "fused" in allowed and _fusible(u):
+    if method == "auto" and "fused" in allowed and _fusible(u, *others):
         return "fused"
     if method == "auto" and clamp != "none":
         return "tree" if u.is_cuda else "blocked"
@@ -84,11 +88,11 @@ def _lti_method(u, clamp, method):
     return method
 
 
-def _fusible(u: Tensor) -> bool:
-    """Whether fused.py takes it: numbers that lie in this machine's memory, and nothing that wants to see the operations inside."""
-    if u.device.type != "cpu" or u.dtype not in (torch.float32, torch.float64):
+def _fusible(*given: Tensor) -> bool:
+    """Whether fused.py takes them: numbers that lie in this machine's memory, and nothing that wants to see the operations inside."""
+    if any(x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) for x in given):
         return False
-    return not (torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or torch._C._are_functorch_transforms_active())
+    return not (is_in_torch_dispatch_mode() or transformed())
 
 
 def _lti_loop(u, decay, gain, C, clamp, limit):
@@ -114,7 +118,7 @@ def selective_scan(
     method: str = "auto",
 ) -> Float[Tensor, "B L D"]:
     """h_k = exp(delta_k A) h_(k-1) + delta_k B_k u_k, y_k = C_k h_k + D u_k; ValueError for an unknown method."""
-    method = _known("selective", method, "tree" if u.is_cuda else "fused" if _fusible(u) else "blocked")
+    method = _known("selective", method, "tree" if u.is_cuda else "fused" if _fusible(u, delta, A, B, C) else "blocked")
     given = [x.flip(1) for x in (u, delta, B, C)] if reverse else [u, delta, B, C]
     given.insert(2, A)
     if method == "loop":
@@ -122,7 +126,8 @@ def selective_scan(
     elif method == "fused":
         from lib import fused
 
-        y = fused.Selective.apply(*given)
+        shared = (*u.shape[:2], A.shape[1])
+        y = fused.Selective.apply(given[0], given[1].expand_as(u), A.expand(u.shape[2], -1), *(x.expand(shared) for x in given[3:]))
     else:
         y = scans.Selective.apply(*given, method == "tree")
     y = y.flip(1) if reverse else y

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -67,6 +68,16 @@ def test_what_oneDNN_does_not_take_is_torchs_own():
         assert ours(y).dtype == torch.bfloat16
     per_field = torch.func.vmap(torch.func.grad(lambda w, x: functional.gelu(products.linear(x, w)).sum()), (None, 0))
     assert per_field(ours.weight, torch.randn(3, 500, 96)).shape == (3, 512, 96)
+
+
+@quick
+def test_derivatives_in_forward_mode_are_torchs_own():
+    ours, theirs = layers(96, 512)
+    y = torch.randn(500, 96)
+    with torch.no_grad(), forward_ad.dual_level():
+        dual = forward_ad.make_dual(y, torch.ones_like(y))
+        tangents = [forward_ad.unpack_dual(layer(dual)).tangent for layer in (ours, theirs)]
+    torch.testing.assert_close(*tangents)
 
 
 @quick

@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from lib import arms, data, flow, model, shares, train, worlds
+from lib import arms, cost, data, flow, model, shares, train, worlds
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +119,43 @@ def test_many_threads_are_few_shares_with_several_threads_each(monkeypatch):
         assert sorted(seen[shares.MOST :]) == [(4, 4)] * 2
         shares.call(ask, torch.nn.Linear(1, 1).eval(), torch.ones(7, 1))
         assert seen[shares.MOST + 2 :] == [(7, before)] and torch.get_num_threads() == before
+
+
+def test_gradients_are_asked_for_once_also_after_the_threads_have_ended():
+    network, found = model.build("v2-transformer", 1, data.generator(0, "init"), **SMALL), []
+    for threads in (1, 2):
+        network.zero_grad()
+        torch.manual_seed(3)
+        with shares.between(threads):
+            loss = flow.loss(network, observed(), data.generator(0, "noise"))
+        loss.backward(retain_graph=True)
+        found.append(network.enter.weight.grad.clone())
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
+    with pytest.raises(RuntimeError, match="can be asked for once"):
+        loss.backward()
+
+
+def test_dropout_that_is_on_in_a_model_that_answers_draws_for_the_whole_batch():
+    network, found = model.build("v2-transformer", 1, data.generator(0, "init"), **SMALL, dropout=0.3).eval(), []
+    for part in network.modules():
+        part.training = "Dropout" in type(part).__name__
+    for threads in (1, 2):
+        torch.manual_seed(3)
+        batch = observed()
+        with shares.between(threads), torch.no_grad():
+            y = shares.call(lambda y, b: network.velocity(y, torch.zeros(len(y)), b.s_qry, network.encode(b)), network, batch.y_qry, batch)
+        found.append((y, torch.rand(())))
+    torch.testing.assert_close(*(y for y, _ in found), rtol=1e-5, atol=1e-6)
+    assert found[0][1] == found[1][1]
+
+
+def test_counters_see_all_that_a_batch_costs():
+    network, counts = model.build("v2-transformer", 1, data.generator(0, "init"), **SMALL), []
+    for threads in (1, 2):
+        network.zero_grad()
+        with shares.between(threads):
+            counts.append(cost.flops(lambda: flow.loss(network, observed(), data.generator(0, "noise")).backward()))
+    assert counts[0] == counts[1] > 0
 
 
 def test_an_error_in_a_share_is_raised_and_leaves_all_as_before():

@@ -1,5 +1,9 @@
 """Scans: every fast form equals the loop in values and in all gradients; clamps, directions, causality; what dt does to the state."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn.functional import softplus
@@ -248,6 +252,35 @@ def test_under_compilers_and_transforms_a_scan_is_made_of_torchs_operations():
     picked = []
     torch.func.vmap(lambda u: picked.append(ssm._lti_method(u, "none", "auto")) or u)(u)
     assert picked == ["fft"]
+
+
+def test_a_step_per_field_needs_as_many_as_fields():
+    u, A, B, C, D = lti_inputs(40)
+    with pytest.raises(ValueError, match="3 steps for 2 fields"):
+        ssm.lti_scan(u, steps(40)[0].expand(3), A, B, C, D)
+
+
+def test_shapes_that_the_signatures_do_not_name_are_expanded_or_refused():
+    """The compiled loops look at no bounds, so nothing else may reach them; tried where annotations are not checked."""
+    words = """
+import sys; sys.path.insert(0, "tests")
+import torch
+from lib import ssm
+from test_ssm import lti_inputs, selective_inputs, steps
+u, delta, A, B, C, D = selective_inputs(40)
+given = u, delta[..., :1], A, B[:1], C[:1], D
+print(float((ssm.selective_scan(*given) - ssm.selective_scan(*given, method="loop")).abs().max()) < 1e-12)
+u, A, B, C, D = lti_inputs(40)
+given = u, steps(40)[0], A, B, C[:1], D
+print(float((ssm.lti_scan(*given) - ssm.lti_scan(*given, method="loop")).abs().max()) < 1e-12)
+for bad in (lambda: ssm.selective_scan(*selective_inputs(40)[:3], *selective_inputs(30)[3:]), lambda: ssm.lti_scan(u[..., :2], *given[1:])):
+    try:
+        print(bad().shape)
+    except RuntimeError:
+        print(True)
+"""
+    told = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, cwd=Path(__file__).parents[1], check=True)
+    assert told.stdout.split() == ["True"] * 4
 
 
 def test_what_is_not_finite_is_not_hidden():
