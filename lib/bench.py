@@ -195,15 +195,16 @@ def run(root: Path, device: str = "auto", only: list[str] | None = None, say: Ca
         raise ValueError(f"unknown section {', '.join(unknown)}; known: {', '.join(known)}")
     device = machine.device(device)
     path = root / "outputs" / "reference" / "bench" / f"{device}.json"
-    found: dict = folders.read_json(path).get("figures", {}) if only else {}
+    kept = folders.read_json(path) if only else {}
+    found, provenance = kept.get("figures", {}), kept.get("provenance", {})  # of every section, which need not be of one machine
     if not importlib.util.find_spec("mambapy"):
         say("mambapy is not installed, so its rows stay open; `pip install -e .[bench]` brings it")
     for name in only or known:
         found[name] = measured(name, device)
         say(f"{name}\n" + "\n".join(f"  {key:<28} {_shown(value)}" for key, value in found[name].items()))
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    provenance = {**machine.hardware(), "threads": 1, "device": device, "commit": machine.commit(root), "date": date}
-    folders.write_json(path, {"figures": found, "provenance": provenance})
+        date = datetime.now(UTC).isoformat(timespec="seconds")
+        provenance[name] = {**machine.hardware(), "threads": 1, "device": device, "commit": machine.commit(root), "date": date}
+        folders.write_json(path, {"figures": found, "provenance": provenance})
     say(f"{summary(path)}\n\nkept in {folders.shown(path)}")
     return found
 

@@ -106,10 +106,13 @@ def fill(text: str, root: Path = run.ROOT) -> str:
 
 
 def _machine(path: Path) -> str:
-    """The device of a file of figures, and where they were measured."""
-    where = folders.read_json(path).get("provenance", {})
-    told = [where.get("gpu") or where.get("cpu"), where.get("cpu_count") and f"{where['cpu_count']} cores", where.get("date", "")[:10]]
-    return ", ".join([f"`{path.stem}`", *filter(None, told)])
+    """The device of a file of figures, and on which machines its sections were measured, the one of most of them first."""
+    machines: dict[str, list[str]] = {}
+    for section, where in folders.read_json(path).get("provenance", {}).items():
+        machines.setdefault(f"{where['gpu'] or where['cpu']}, {where['cpu_count']} cores", []).append(section)
+    first, *others = sorted(machines, key=lambda name: -len(machines[name])) or [""]
+    rest = "; ".join(f"{' and '.join(machines[name])}: {name}" for name in others)
+    return f"`{path.stem}`" + (f": {first}" if first else "") + (f" ({rest})" if rest else "")
 
 
 def _between(text: str, begin: str, end: str, content: str) -> str:

@@ -105,7 +105,7 @@ def test_chosen_sections_are_measured_and_the_others_kept(tmp_path, monkeypatch)
     monkeypatch.setattr(bench, "measured", lambda name, device: {"solver": {"euler": 0.25}}[name])
     bench.run(tmp_path, "cpu", ["solver"], say=lambda text: None)
     kept = json.loads(path.read_text())
-    assert kept["figures"] == {"old": {"a": 1.0}, "solver": {"euler": 0.25}} and kept["provenance"]["threads"] == 1
+    assert kept["figures"] == {"old": {"a": 1.0}, "solver": {"euler": 0.25}} and kept["provenance"]["solver"]["threads"] == 1
     with pytest.raises(ValueError, match="unknown section sampler; known: training_step"):
         bench.run(tmp_path, "cpu", ["sampler"], say=lambda text: None)
 

@@ -188,13 +188,13 @@ def test_the_bench_block_holds_every_device_that_was_measured(tmp_path, monkeypa
     place.mkdir(parents=True)
     for device in ("cuda", "cpu"):
         (place / f"{device}.json").write_text("{}")
-    where = {"cpu": "A Processor", "gpu": None, "cpu_count": 2, "date": "2026-11-23T10:00:00+00:00"}
-    (place / "cpu.json").write_text(json.dumps({"provenance": where}))
+    where = {"cpu": "A Processor", "gpu": None, "cpu_count": 2}
+    kept = {"arm": where, "ssd": where, "sweep": {**where, "cpu": "Another"}}
+    (place / "cpu.json").write_text(json.dumps({"provenance": kept}))
     text = f"{publish.BEGIN}\n{publish.END}\n{publish.BENCH_BEGIN}\nold\n{publish.BENCH_END}\n"
-    assert (
-        f"{publish.BENCH_BEGIN}\n`cpu`, A Processor, 2 cores, 2026-11-23\n\nread cpu.json\n\n`cuda`\n\nread cuda.json\n{publish.BENCH_END}"
-        in publish.fill(text, root)
-    )
+    machines = "`cpu`: A Processor, 2 cores (sweep: Another, 2 cores)"
+    block = f"{publish.BENCH_BEGIN}\n{machines}\n\nread cpu.json\n\n`cuda`\n\nread cuda.json\n{publish.BENCH_END}"
+    assert block in publish.fill(text, root)
 
 
 def test_a_run_reaches_the_published_verdicts(tmp_path):
