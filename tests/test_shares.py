@@ -44,8 +44,7 @@ def learned(network, batch, threads: int):
     return loss.detach(), [w.grad for w in network.parameters()], state, draws
 
 
-@pytest.mark.parametrize("holes", [False, True])
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name, holes", [*((name, False) for name in SYSTEMS), ("v1-mamba", True), ("memory draws", True)])
 def test_shares_answer_and_learn_as_the_batch_does(name, holes):
     version = name if name in model.VERSIONS else "v2-transformer"
     network = model.build(version, 1, data.generator(0, "init"), **SMALL, **SYSTEMS[name])
