@@ -1,9 +1,9 @@
 """Linear layers whose products are as fast on a CPU as it can: oneDNN's for float32, forward and backward.
 
-The BLAS that PyTorch ships (MKL) leaves half of the vector unit of processors by other makers idle: one thread of an AMD EPYC with AVX-512
-does 100 GFLOP/s with it and 220 with oneDNN, which PyTorch ships too and otherwise uses for convolutions and short formats; `make bench`
-has the ratio of this machine. Small products, other formats and devices, and everything under torch.compile or torch.func are PyTorch's
-own. The answers agree to rounding.
+On processors of other makers than its own the BLAS that PyTorch ships (MKL) is slower than oneDNN, which PyTorch ships too and otherwise
+uses for convolutions and short formats: `make bench ARGS="--only encoder"` has their ratio on this machine (`product`).
+Small products, other formats and devices, and everything under torch.compile or torch.func are PyTorch's own. The answers agree to
+rounding.
 """
 
 from __future__ import annotations

@@ -243,7 +243,7 @@ def plain_encoder(width=256, heads=8, ffn=1024, layers=6) -> nn.Module:
 
 
 def encoder(device="cpu", asked=((1075, 1), (4147, 1), (1075, 8)), rounds=5) -> dict:
-    """Inference of v4's encoder on so many tokens and fields: nn.TransformerEncoder over ours."""
+    """Inference of v4's encoder on so many tokens and fields: nn.TransformerEncoder over ours; product: a linear layer, torch's too."""
     ours, theirs, found = Layers().to(device).eval(), plain_encoder().to(device).eval(), {}
     with torch.inference_mode():
         for length, fields in asked:
@@ -251,6 +251,10 @@ def encoder(device="cpu", asked=((1075, 1), (4147, 1), (1075, 8)), rounds=5) -> 
             calls = {"ours": lambda t=tokens: ours(t), "theirs": lambda t=tokens: theirs(t)}
             seconds = bench.compare(calls, rounds, device, 1, time.process_time)
             found |= bench.ratio(f"nn_{length}" + f"_x{fields}" * (fields > 1), seconds["theirs"], seconds["ours"])
+        layer = ours.layers[0].up
+        calls = {"ours": lambda: layer(tokens), "theirs": lambda: torch.nn.functional.linear(tokens, layer.weight, layer.bias)}
+        seconds = bench.compare(calls, 3 * rounds, device, 1, time.process_time)
+        found |= bench.ratio("product", seconds["theirs"], seconds["ours"])
     return found
 
 
