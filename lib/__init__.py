@@ -13,18 +13,19 @@ Reading order, each group importing only from itself and the groups before it
     encode  layers (products), ssm (scans, fused), order, paths, encoders   parts of networks
             shares                                              the fields of a batch, a share of them to a thread
             versions, model (refined)                           the table of systems; readings to memory, memory to velocity
-            posterior (basis, waves)                            columns and readings to mean, deviation, samples and evidence
+            posterior (basis, waves (climb))                    columns and readings to mean, deviation, samples and evidence
             hybrid (kernels, settings, dictionary)              readings to a mixture of Gaussian processes
     flow    flow, ode                                           loss, samples, solvers
             coupling, penalties                                 which noise belongs to which data, smoothness and spectra
     judge   baselines (perfield, optimal, oracle), metrics      what needs no network, and the scores of all
-            v5 (refine)                                         ours: several posteriors, weighed by evidence; a flow from them
+            v5 (priors, experts, dissect, refine)               ours: several posteriors, weighed by evidence; a flow from them
             diagnosis                                           what a model does besides its score
             plots (theme, maps, marks, png), report             figures, what a notebook shows
             widgets (aside, follow)                             explorers: slow answers, figures that follow
             claims (ledger, rules)                              what was promised, and the verdicts on it
             suspects (lineup)                                   what may cause the noise, and what proves it
-    run     train (objective, schedules, checkpoint, progress, stopping)  training
+    run     train (objective, optimisers, schedules,            training
+            checkpoint, progress, stopping)
             arms, cost (memory), bench (races, overhead, latency, pace)  one arm of an experiment, what it costs
             peers                                               ConvCNP, trained on the same batches
             study (workers), attribution                        many arms in one table; which switch is worth what

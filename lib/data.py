@@ -52,8 +52,8 @@ class Batch:
         """The same batch on another device."""
         return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
 
-    def __getitem__(self, index: slice) -> Batch:
-        """Some of the fields: batch[2:5] keeps the batch axis."""
+    def __getitem__(self, index: slice | Tensor) -> Batch:
+        """Some of the fields: batch[2:5] and batch[indices] keep the batch axis."""
         return Batch(*(getattr(self, f.name)[index] for f in fields(self)))
 
 

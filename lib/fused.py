@@ -21,7 +21,8 @@ TOKENS = 32  # of a block: its states and decays are 0.5 MB for 128 channels of 
 
 def compiled(function):
     """The function in machine code, kept beside the module for the next process; without the lock of Python, so threads may share it."""
-    how = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz"}}  # sums reordered, products fused with them; NaN stays NaN
+    how = {"nogil": True, "error_model": "numpy"}  # a division by zero is infinite
+    how["fastmath"] = {"contract", "reassoc", "nsz"}  # sums reordered, products fused with them; NaN stays NaN
     try:
         return numba.njit(cache=True, **how)(function)
     except RuntimeError:  # no folder to keep it in

@@ -26,7 +26,7 @@ INVISIBLE = 1e-6  # of the truth's power, in a ring of wave numbers: less than t
 FLOAT32 = 3e-8  # standard deviation that rounding gives to values about 0.5
 WAVES = {"plane": 1, "interference": 2}  # worlds whose fields are this many waves of known vectors
 HONEST = {"coverage50": (0.45, 0.55), "coverage90": (0.85, 0.95)}  # what we ask of intervals
-COUNTS = (6, 12, 24, 48)  # waves that a single search starts with, beside those of v5.STARTS together
+COUNTS = (6, 12, 24, 48)  # waves that a single search starts with, beside those of experts.STARTS together
 
 Method = Callable[[Case, Batch], Prediction]  # of a contest (lib/contest.py)
 

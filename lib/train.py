@@ -1,9 +1,9 @@
 """Training: one loop, read in one sitting.
 
-    batches -> flow.loss -> AdamW -> weight average; every `validate_every` steps the loss on held-out fields;
+    batches -> flow.loss -> optimiser -> weight average; every `validate_every` steps the loss on held-out fields;
     checkpoints that resume bit-exactly
 
-Loshchilov and Hutter, Decoupled Weight Decay Regularization (2019); the weight average is Polyak's, decaying exponentially.
+The weight average is Polyak's, decaying exponentially; optimisers are those of lib/optimisers.py.
 On a GPU the loop reads nothing back between the steps at which it reports.
 """
 
@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lib import augment, checkpoint, coupling, data, penalties, progress, refine, shares, worlds
+from lib import augment, checkpoint, coupling, data, optimisers, penalties, progress, refine, shares, worlds
 from lib.checkpoint import CheckpointError
 from lib.model import ModelConfig
 from lib.objective import Objective
@@ -36,6 +36,7 @@ class TrainConfig:
     fields: int = 500
     steps: int = 1600
     batch: int = 32
+    optimiser: str = "adamw"  # one of optimisers.OPTIMISERS
     rate: float = 1e-3  # learning rate
     schedule: str = "constant"  # one of schedules.SCHEDULES
     warmup: int = 0  # steps over which the rate rises from zero
@@ -86,6 +87,7 @@ class TrainConfig:
 
 
 CHOICES = {
+    "optimiser": optimisers.OPTIMISERS,
     "schedule": SCHEDULES,
     "precision": ("float32", "float64", "bf16"),
     "penalty": ("none", *penalties.PENALTIES, "spectrum"),
@@ -149,7 +151,7 @@ class Run:
         self.validation = data.observe(held_out, config.readings, config.layout, sensors, config.noise)
         self.validation = _queries(self.validation, queries, asked).to(device)
         self.objective = Objective(config, self.batches, device)
-        self.optimiser = torch.optim.AdamW(model.parameters(), lr=config.rate, weight_decay=config.decay, fused=True)
+        self.optimiser = optimisers.make(config.optimiser, model.parameters(), config.rate, config.decay)
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average)) if config.average else None
         self.network = torch.compile(model.network) if config.compile else model.network
         self.step, self.finished, self.best, self.stale, self.lowered = 0, False, math.inf, 0, 0

@@ -19,17 +19,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lib.climb import AT_A_TIME, HIGH, LARGEST, LONGEST, LOW, POLISH, PRUNE, PRUNED, STILL, TAU, WIDEST, climb
+
 COUNT = 24  # waves at the start
 SPACING, FASTEST = 0.5 * math.pi, 9.0 * math.pi  # of the candidates, radians per unit of s: a peak over [-1, 1] is pi wide
-TAU = 0.3 * math.pi  # how far a wavevector may be from the truth
-LONGEST = 0.5 * math.pi  # step of a wavevector
-PRUNE, PRUNED, POLISH = 5, 15, 4  # iterations before waves may go, until they must have gone, and after
-AT_A_TIME = 3  # waves that may go in one iteration: two that share a peak must not go together
-LOW, HIGH = 6.0, 12.0  # |q|^2 / 2s that a wave needs at first and at last; 1 is what noise gives on average, Exp(1) its distribution
 QUIETEST = 1e-13  # noise variance over that of the readings: less drowns in the rounding of a covariance in float64
-STILL = 0.01  # a field has settled when its waves move by less than this share of the noise, which itself changes by less
-LARGEST = 1e4  # scale of the rest, over the one it starts with
-SPARE = 0.25  # of the readings must be left when every wave has taken its four unknowns, for an exact fit to prove the waves
+SPARE = 0.25  # of the readings must be left when waves (four unknowns each) and the rest had theirs, for an exact fit to prove the waves
+NOTHING = 1e-6  # share of its largest deviation below which a direction of the rest does not count as an unknown
+COMPILED = 128  # readings up to which the compiled search is the faster one
 MANY, FEW = 600, 100  # readings above which they are turned onto fewer rows, and above which the quietest noise grows with their number
 # Nats a wave costs, for having been the best of many. The area of the candidates over that of a peak, and half log N, would say 7.4;
 # chosen on validation fields of modulated, multi_frequency and composite with noise and few readings. Notebook 08 shows what none costs.
@@ -81,19 +78,39 @@ def find(
     number = known.sum(1).to(z)
     spread = (z.square().sum(1) / number.clamp(min=1)).clamp(min=1e-20)
     floor = QUIETEST * spread * (number / FEW).clamp(min=1)
-    rows, white = _turned(s, z, known, rest) if rest.ndim == 3 and z.shape[1] > many else _as_they_are(s, z, known, rest)
+    turned = rest.ndim == 3 and z.shape[1] > many
+    rows, white = (_turned if turned else _as_they_are)(s, z, known, rest)
     state = _State(_peaks(s, white(scale, 0.1 * spread), count), (spread / count)[:, None].repeat(1, count), 0.1 * spread, scale)
-    done = torch.zeros(len(z), dtype=torch.bool)
-    for step in range(PRUNED + POLISH):
-        state, done = _step(rows(state.k), state, done, step, spread, floor, scale)
-        if bool(done.all()):
-            break
+    if z.shape[1] <= COMPILED and not turned:
+        state = _climbed(s, z, known, rows(state.k[:, :1]).rest, state, spread, floor)
+    else:
+        state = _iterated(rows, state, spread, floor)
     its = rows(state.k)
     alone = _waves_alone(its, state)
     amplitude = state.width.repeat(1, 2) * _times(its.waves, _solve(_root(alone), its.z))
     alive = (state.width > 0).sum(1)
     exact = (state.noise <= 4 * floor) & (alive > 0) & (number - 4 * alive >= SPARE * number)
+    if bool(exact.any()):
+        exact = exact & (number - 4 * alive - _rank(rest, known) >= SPARE * number)
     return Waves(state.k, state.width, amplitude.unflatten(1, (2, -1)).mT, state.noise, state.scale, exact)
+
+
+def _climbed(s: Tensor, z: Tensor, known: Tensor, rest: Tensor, state: _State, spread: Tensor, floor: Tensor) -> _State:
+    """The iterations in machine code, field by field."""
+    k, width, noise, scale = (part.clone(memory_format=torch.contiguous_format) for part in _parts(state))
+    s, z, known, rest = (part.contiguous() for part in (s, z, known, rest))
+    climb(*(part.numpy() for part in (s, z, known, rest, scale, k, width, noise, spread, floor)))
+    return _State(*_alive(k, width), noise, scale)
+
+
+def _iterated(rows: Callable[[Tensor], _Rows], state: _State, spread: Tensor, floor: Tensor) -> _State:
+    """The same with all fields side by side, each until it has settled."""
+    start, done = state.scale, torch.zeros(len(spread), dtype=torch.bool)
+    for step in range(PRUNED + POLISH):
+        state, done = _step(rows(state.k), state, done, step, spread, floor, start)
+        if bool(done.all()):
+            break
+    return state
 
 
 @dataclass(frozen=True)
@@ -135,14 +152,16 @@ def _step(rows: _Rows, old: _State, done: Tensor, step: int, spread: Tensor, flo
     sharp2 = (rows.waves * (inverse @ rows.waves)).sum(1).unflatten(1, (2, -1)).sum(1).clamp(min=1e-300)  # 2 s, all waves in the covariance
     worth = q2 / (1 - 0.5 * old.width * sharp2).clamp(min=1e-9) / sharp2  # |q|^2 / 2s without the wave itself
     move = (TAU**2 * _times(tangents, weight)).clamp(-LONGEST, LONGEST).unflatten(1, (2, -1)).mT
-    width = torch.minimum(old.width * q2 / sharp2, 100 * spread[:, None])
+    width = torch.minimum(old.width * q2 / sharp2, WIDEST * spread[:, None])
     if PRUNE <= step < PRUNED:
         width = _pruned(width, worth, LOW + (HIGH - LOW) * (step - PRUNE) / (PRUNED - 1 - PRUNE))
     left = (noise[:, None] * weight * rows.known).square().sum(1)
     free = (noise * (inverse.diagonal(dim1=1, dim2=2) * rows.known).sum(1) + rows.beyond).clamp(min=0.5)
     new = _State(old.k + move, width, torch.maximum(left / free, floor), _rescaled(old.scale, start, rows.rest, weight, inverse))
-    settled = _settled(old, new, worth, move, a, b) & (step >= PRUNE)
-    new = _State(*(torch.where(done.view(-1, *[1] * (was.ndim - 1)), was, now) for was, now in zip(_parts(old), _parts(new), strict=True)))
+    settled = _settled(old, new, worth, move, a, b) if step >= PRUNE else torch.zeros_like(done)
+    if bool(done.any()):
+        both = zip(_parts(old), _parts(new), strict=True)
+        new = _State(*(torch.where(done.view(-1, *[1] * (was.ndim - 1)), was, now) for was, now in both))
     if PRUNE <= step < PRUNED:
         k, width = _alive(new.k, new.width)
         new = _State(k, width, new.noise, new.scale)
@@ -151,6 +170,17 @@ def _step(rows: _Rows, old: _State, done: Tensor, step: int, spread: Tensor, flo
 
 def _parts(state: _State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return state.k, state.width, state.noise, state.scale
+
+
+def _rank(rest: Tensor, known: Bool[Tensor, "B N"]) -> Int[Tensor, " B"]:
+    """Unknowns of the rest: the directions in which it can move the readings at all."""
+    if rest.ndim == 3:
+        size = torch.linalg.svdvals(rest * known[..., None])
+    else:
+        both = known[:, :, None] & known[:, None, :]
+        size = torch.linalg.eigvalsh((rest / rest.diagonal(dim1=2, dim2=3).amax(2).clamp(min=1e-300)[..., None, None]).sum(1) * both)
+        size = size.clamp(min=0).sqrt()
+    return (size > NOTHING * size.amax(1, keepdim=True)).sum(1)
 
 
 def _settled(old: _State, new: _State, worth: Tensor, move: Tensor, a: Tensor, b: Tensor) -> Bool[Tensor, " B"]:

@@ -9,7 +9,7 @@ LIB = Path(__file__).parents[1] / "lib"
 GROUPS = [
     {"worlds", "realworlds", "gaussian", "files", "layouts", "data", "augment", "weights"},
     {"layers", "shares", "products", "ssm", "scans", "fused", "order", "paths", "encoders", "versions", "model"}
-    | {"refined", "basis", "waves", "posterior", "kernels", "settings", "dictionary", "hybrid"},
+    | {"refined", "basis", "climb", "waves", "posterior", "kernels", "settings", "dictionary", "hybrid"},
     {"ode", "flow", "coupling", "penalties"},
     {
         "baselines",
@@ -28,13 +28,14 @@ GROUPS = [
         "aside",
         "follow",
     }
-    | {"v5", "refine", "claims", "ledger", "suspects", "lineup", "rules"},
+    | {"v5", "priors", "experts", "dissect", "refine", "claims", "ledger", "suspects", "lineup", "rules"},
     {"checkpoint", "progress", "train", "arms", "bench", "cost", "machine", "params", "folders", "kernel", "page", "run", "refs", "check"}
     | {
         "contest",
         "learn",
         "learning",
         "objective",
+        "optimisers",
         "schedules",
         "peers",
         "stopping",

@@ -266,6 +266,7 @@ SWITCHES = {
     "restarts": {"schedule": "restarts"},
     "step": {"schedule": "step"},
     "plateau": {"schedule": "plateau", "plateau": 1, "rate": 0.3, "clip": 0.0, "validate_every": 2},
+    "muon": {"optimiser": "muon"},
     "flips": {"augment": "flips"},
     "turns": {"augment": "turns"},
     "shifts": {"augment": "shifts"},
@@ -381,6 +382,7 @@ def test_float64_trains_in_double_on_the_draws_of_float32():
     [
         ({"penalty": "gradients"}, r"unknown penalty 'gradients'; known: none, gradient, .*; did you mean 'gradient'\?"),
         ({"coupling": "reflw"}, r"unknown coupling 'reflw'; known: independent, ot, reflow; did you mean 'reflow'\?"),
+        ({"optimiser": "moon"}, r"unknown optimiser 'moon'; known: adamw, muon; did you mean 'muon'\?"),
         ({"schedule": "cosin"}, r"unknown schedule 'cosin'.*did you mean 'cosine'\?"),
         ({"augment": "turn"}, r"unknown augment 'turn'.*did you mean 'turns'\?"),
         ({"precision": "float16"}, r"unknown precision 'float16'; known: float32, float64, bf16"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lib import baselines, data, v5, worlds
+from lib import baselines, data, dissect, experts, v5, worlds
 from lib.data import Batch
 
 SIZE = 16
@@ -15,8 +15,8 @@ FEW = 6
 def small():
     """Past fields are taken apart a few at a time: the tests ask for answers, not for the best prior."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(v5, "DISSECTED", 16)
-        patch.setattr(v5, "READ", 100)
+        patch.setattr(dissect, "MOST", 16)
+        patch.setattr(dissect, "READ", 100)
         yield
 
 
@@ -143,7 +143,7 @@ def test_searches_that_disagree_share_the_answer(monkeypatch):
     its = v5.learn(past("plane")[:40], experts=("past",))
     found = {}
     for starts in ((24,), (6,), (24, 6)):
-        monkeypatch.setattr(v5, "STARTS", starts)
+        monkeypatch.setattr(experts, "STARTS", starts)
         found[starts] = v5.conditioned(its, one, ("waves",))
     both = found[24, 6]
     assert both.names == ("waves", "waves") and set(both.shares()) == {"waves"}
@@ -164,9 +164,9 @@ def test_a_second_search_leaves_exact_answers_as_they_are():
     clean, noisy = (data.observe(fields[i : i + 1], 13, noise=v) for i, v in enumerate((0.0, 0.1)))
     one = Batch(*(torch.cat([getattr(part, name) for part in (clean, noisy)]) for name in ("s_obs", "y_obs", "m_obs", "s_qry", "y_qry")))
     its = v5.learn(past("plane")[:40], experts=("past",))
-    first, second = v5._searched(lambda count: v5._alone(its, v5._double(one), count))
+    first, *later = experts.searched(lambda count: experts.alone(its, experts.double(one), count))
     assert first[2].tolist() == [True, False]
-    assert second[1][0] == -torch.inf and second[1][1].isfinite()
+    assert later and all(evidence[0] == -torch.inf and evidence[1].isfinite() for _, evidence, _ in later)
 
 
 def test_where_components_explain_all_nothing_else_is_asked(monkeypatch):
@@ -179,7 +179,7 @@ def test_where_components_explain_all_nothing_else_is_asked(monkeypatch):
     assert mixed.weight[0].tolist() == [1.0] + [0.0] * (len(mixed.names) - 1)
     assert_close(alone.at(clean.s_qry.double())[0], mixed.at(both.s_qry.double())[0][:1], rtol=0, atol=1e-9)
     assert float(errors(v5.mean(its, clean), clean)) < 1e-12
-    monkeypatch.setattr(v5.waves, "find", lambda *given: pytest.fail("a search for waves"))
+    monkeypatch.setattr(experts.waves, "find", lambda *given: pytest.fail("a search for waves"))
     v5.conditioned(its, clean)
 
 

@@ -1,0 +1,82 @@
+"""What past fields are made of: waves, and what waves leave; and whether the deviations that V5 claims hold among them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lib import basis, data, experts, waves
+from lib.data import Batch
+from lib.priors import Prior, components
+
+AT_ONCE = 64  # fields taken apart side by side
+MOST, READ = 256, 160  # fields of a kind that are taken apart, by this many readings each
+ALONE = (3, 12, 48)  # waves that a search without components begins with; a field they explain entirely has nothing left
+RARE = 0.05  # share of fields of which waves must leave something
+FEW = 0.1  # waves per field below which there are none
+NOTHING = 1e-6  # share of the variance that is nothing
+JUDGED, ENOUGH = 48, 12  # fields that the deviations are judged by: asked, and at least among them told by waves
+JUDGED_BY, NOISES = 51, (0.0, 0.05)  # readings of each, and their noise
+NINETY = 1.645  # deviations within which nine of ten errors of a Gaussian lie
+WIDEST = 3.0  # factor of a deviation
+ROUNDING = 1e-6  # error that single precision may give, over the deviation of the fields
+
+
+@dataclass(frozen=True)
+class Found:
+    """Of a kind of past fields: components of what waves leave, None where that is nothing or all, and of which share of fields."""
+
+    rest: basis.GridFunctions | None
+    share: float
+
+
+def apart(prior: Prior, table: basis.GridFunctions, past: Float[Tensor, "n 1 H W"], generator: torch.Generator) -> Found:
+    """Take waves out of past fields of one kind, whose mean and components `table` holds, where waves alone do not explain them."""
+    some, left, seen, found = past.double(), [], 0, 0
+    batch = data.observe(some, min(READ, some[0].numel()), "uniform", generator)
+    for i in range(0, len(some), AT_ONCE):
+        part = experts.double(batch[i : i + AT_ONCE])
+        seen += len(part.s_obs)
+        part = part[_unexplained(prior, part)]
+        if len(part.s_obs):
+            gaussian, its = experts.with_components(table, part, waves.COUNT)
+            amplitude = gaussian.weights[:, -4 * its.k.shape[1] :]
+            left.append(part.y_qry[..., 0] - (its.columns(part.s_qry) @ amplitude[..., None])[..., 0])
+            found += int((its.width > 0).sum())
+        count = sum(map(len, left))  # the first fields tell whether the others are worth the seconds
+        if count < RARE * seen or found < FEW * count or float(torch.cat(left).var()) < NOTHING * float(some[:seen].var()):
+            return Found(None, count / seen)
+    return Found(components(torch.cat(left).unflatten(1, some.shape[1:])), count / seen)
+
+
+def _unexplained(prior: Prior, batch: Batch) -> Int[Tensor, " left"]:
+    """The fields of which waves alone leave something."""
+    left = torch.arange(len(batch.s_obs))
+    for count in ALONE:
+        if len(left):
+            left = left[~experts.alone(prior, batch[left], count)[1].exact]
+    return left
+
+
+def spread(prior: Prior, fields: Float[Tensor, "n 1 H W"], generator: torch.Generator) -> float:
+    """By how much deviations must grow, where waves told the answer, for intervals of nine in ten to hold as many values; at least 1.
+
+    Widths and noise of the waves are the likeliest ones, as if they were known; and fields may be other than waves. The fields are ones
+    that nothing was learned from but the components of all.
+    """
+    needed = []
+    for noise in NOISES:
+        readings = min(JUDGED_BY, fields[0].numel() // 2)
+        batch = experts.double(data.observe(fields.double(), readings, "uniform", generator, noise))
+        found = experts.conditioned(prior, batch, [name for name in ("past", "waves", "both") if name != "both" or prior.rest])
+        told = sum(share for name, share in found.shares().items() if name != "past") > 0.5
+        if int(told.sum()) < ENOUGH:
+            return 1.0
+        mean, variance = found.at(batch.s_qry)
+        least = ROUNDING * float(prior.variance.sqrt().max())
+        error = (mean - batch.y_qry[..., 0]).abs() / variance.sqrt().clamp(min=least)
+        needed.append(torch.quantile(error[told].flatten()[:: 1 + error[told].numel() // 2**23], 0.9) / NINETY)
+    return float(torch.stack(needed).log().mean().exp().clamp(1.0, WIDEST))
