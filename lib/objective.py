@@ -9,6 +9,7 @@ a stream of its own: a penalty leaves noise and times of the flow loss as they w
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -81,3 +82,17 @@ class Objective:
         if state["teacher"] is not None:
             self.freeze(model)
             self.teacher.load_state_dict(state["teacher"])
+
+
+def asked(batch: Batch, queries: int | str, generator: torch.Generator) -> Batch:
+    """A held-out batch asked at as many random known sites as training asks."""
+    if queries == "all":
+        return batch
+    known = torch.isfinite(batch.y_qry).all(-1)
+    keys = torch.rand(known.shape, generator=generator).masked_fill(~known, 2.0)
+    chosen = keys.argsort(1)[:, :queries, None]
+    return replace(
+        batch,
+        s_qry=torch.gather(batch.s_qry, 1, chosen.expand(-1, -1, 2)),
+        y_qry=torch.gather(batch.y_qry, 1, chosen.expand(-1, -1, batch.y_qry.shape[-1])),
+    )

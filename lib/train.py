@@ -9,11 +9,12 @@ On a GPU the loop reads nothing back between the steps at which it reports.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from lib import augment, checkpoint, coupling, data, optimisers, penalties, progress, refine, shares, worlds
 from lib.checkpoint import CheckpointError
 from lib.model import ModelConfig
-from lib.objective import Objective
+from lib.objective import Objective, asked
 from lib.schedules import SCHEDULES, learning_rate, lower
 from lib.stopping import stop_requests
 
@@ -55,6 +56,7 @@ class TrainConfig:
     validate_every: int = 100
     validation_fields: int = 32
     patience: int = 0  # validations without improvement before stopping; 0: never stop early
+    answer: str = "last"  # weights the model leaves with; best: of the least validation loss, those it begins with included
     checkpoint_every: int = 200
     keep_every: int = 0  # also keep step-<n>.pt at every multiple; 0: none
     penalty: str = "none"  # one of penalties.PENALTIES, on the one-step estimate of the field
@@ -88,6 +90,7 @@ class TrainConfig:
 
 CHOICES = {
     "optimiser": optimisers.OPTIMISERS,
+    "answer": ("last", "best"),
     "schedule": SCHEDULES,
     "precision": ("float32", "float64", "bf16"),
     "penalty": ("none", *penalties.PENALTIES, "spectrum"),
@@ -108,7 +111,8 @@ def fit(model, world, config: TrainConfig, folder: Path | str | None = None, dev
 
     With a folder: latest.pt, previous.pt, best.pt and history.json live there, and a training stopped at any moment continues
     from latest.pt to the same numbers as one that was not stopped. SIGTERM and Ctrl-C save, then end the program as usual.
-    The model leaves with its averaged weights if `average` is set. CheckpointError: the folder belongs to another training, or is damaged.
+    The model leaves with the weights that `average` and `answer` ask for.
+    CheckpointError: the folder belongs to another training, or is damaged.
     TrainingDiverged: the loss is not finite.
     """
     folder = None if folder is None else _open(Path(folder))
@@ -147,26 +151,28 @@ class Run:
             fields, config.batch, config.readings, queries, config.sensors, config.positions, config.layout, config.noise,
             generator=data.generator(config.seed, "batches", device), device=device, augment=config.augment,
         )  # fmt: skip
-        sensors, asked = (data.generator(config.seed, f"validation {what}") for what in ("sensors", "queries"))
+        sensors, chosen = (data.generator(config.seed, f"validation {what}") for what in ("sensors", "queries"))
         self.validation = data.observe(held_out, config.readings, config.layout, sensors, config.noise)
-        self.validation = _queries(self.validation, queries, asked).to(device)
+        self.validation = asked(self.validation, queries, chosen).to(device)
         self.objective = Objective(config, self.batches, device)
         self.optimiser = optimisers.make(config.optimiser, model.parameters(), config.rate, config.decay)
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average)) if config.average else None
         self.network = torch.compile(model.network) if config.compile else model.network
-        self.step, self.finished, self.best, self.stale, self.lowered = 0, False, math.inf, 0, 0
+        self.step, self.finished, self.best, self.stale, self.lowered, self.kept = 0, False, math.inf, 0, 0, None
         # losses since the last report, summed on the device in the precision of the weights
         self.total = next(model.parameters()).new_zeros(())
         self.parts = {name: self.total.clone() for name in ("penalty", "consistency")}
         self.history: dict = {"step": [], "loss": [], "validation": [], "rate": [], "seconds": 0.0}
-        asked = {"penalty": config.penalty != "none", "consistency": config.consistency}
-        self.history |= {name: [] for name, wanted in asked.items() if wanted}
+        wanted = {"penalty": config.penalty != "none", "consistency": config.consistency}
+        self.history |= {name: [] for name, its in wanted.items() if its}
         self.clock = time.perf_counter()
         # dropout draws from the global generator: one stream per training, so that arms do not depend on what ran before them
         torch.manual_seed(data.generator(config.seed, "dropout").initial_seed())
 
     def advance(self) -> None:
         """One optimiser step."""
+        if self.step == 0 and self.config.answer == "best":
+            self.best, self.kept = self.validate(), copy.deepcopy(self.weights())
         if self.objective.due(self.step):
             self.objective.freeze(self.average.module if self.average else self.model)
             self.best, self.stale = math.inf, 0  # losses on the new pairs do not compare with those before
@@ -207,6 +213,8 @@ class Run:
         self.stale = 0 if held_out < self.best else self.stale + 1
         if held_out < self.best:
             self.best = held_out
+            if self.config.answer == "best":
+                self.kept = copy.deepcopy(self.weights())
             if self.folder:
                 checkpoint.save({"step": self.step, "model": self.weights(), "world": self.world.name}, self.folder / "best.pt")
         self.lowered += lower(self.config, self.stale)
@@ -237,7 +245,7 @@ class Run:
             "dropout_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "history": json.dumps({**self.history, "seconds": self.seconds()}), "total": self.total,
             "best": self.best, "stale": self.stale, "finished": self.finished,
-            "objective": self.objective.state_dict(), **self.parts, "lowered": self.lowered,
+            "objective": self.objective.state_dict(), **self.parts, "lowered": self.lowered, "kept": self.kept,
         }  # fmt: skip
         checkpoint.save(state, self.folder / "latest.pt", keep=self.folder / "previous.pt")
         if self.config.keep_every and self.step % self.config.keep_every == 0:
@@ -272,7 +280,8 @@ class Run:
         if state["dropout_cuda"] is not None:
             torch.cuda.set_rng_state(state["dropout_cuda"], self.device)
         self.history, self.total = json.loads(state["history"]), state["total"].to(self.device)
-        self.step, self.best, self.stale, self.finished = state["step"], state["best"], state["stale"], state["finished"]
+        self.step, self.best, self.stale, self.finished = (state[name] for name in ("step", "best", "stale", "finished"))
+        self.kept = state.get("kept")
 
     def settings(self) -> dict:
         """What makes this training this one: a checkpoint with other settings is not continued."""
@@ -285,8 +294,8 @@ class Run:
 
     def finish(self) -> None:
         """Hand the answering weights to the model and close the history."""
-        if self.average:
-            self.model.load_state_dict(self.average.module.state_dict())
+        if self.average or self.kept:
+            self.model.load_state_dict(self.kept or self.weights())
         refine.settle(self.model, self.fields)
         self.model.eval()
         self.history["seconds"] = self.seconds()
@@ -313,20 +322,6 @@ class _Compiled:
 
     def __getattr__(self, name):
         return getattr(self.model, name)
-
-
-def _queries(batch: data.Batch, queries: int | str, generator: torch.Generator) -> data.Batch:
-    """A held-out batch asked at as many random known sites as training asks."""
-    if queries == "all":
-        return batch
-    known = torch.isfinite(batch.y_qry).all(-1)
-    keys = torch.rand(known.shape, generator=generator).masked_fill(~known, 2.0)
-    chosen = keys.argsort(1)[:, :queries, None]
-    return replace(
-        batch,
-        s_qry=torch.gather(batch.s_qry, 1, chosen.expand(-1, -1, 2)),
-        y_qry=torch.gather(batch.y_qry, 1, chosen.expand(-1, -1, batch.y_qry.shape[-1])),
-    )
 
 
 def _open(folder: Path) -> Path:

@@ -124,6 +124,16 @@ def test_best_weights_are_those_of_the_lowest_validation_loss(tmp_path):
     assert run.validate() == pytest.approx(min(history["validation"]), rel=1e-6)
 
 
+def test_a_training_that_only_harms_leaves_the_weights_it_began_with():
+    harmful = replace(CONFIG, rate=3.0, warmup=0, schedule="constant", clip=0.0, average=0.0, steps=20, validate_every=5)
+    began = model.build(VERSION, generator=data.generator(0, "init"))
+    last, _ = fit(config=harmful)
+    best, history = fit(config=replace(harmful, answer="best"))
+    run = train.Run(began, train.worlds.get("plane"), harmful, torch.device("cpu"), None)  # scales the values by the fields it sees
+    assert min(history["validation"]) > run.validate()
+    assert same_weights(best, began) and not same_weights(last, began)
+
+
 def test_early_stop(tmp_path):
     stuck = replace(CONFIG, rate=0.0, warmup=0, schedule="constant", patience=2, steps=500, average=0.0)
     _, history = fit(tmp_path, stuck)
@@ -267,6 +277,7 @@ SWITCHES = {
     "step": {"schedule": "step"},
     "plateau": {"schedule": "plateau", "plateau": 1, "rate": 0.3, "clip": 0.0, "validate_every": 2},
     "muon": {"optimiser": "muon"},
+    "best": {"answer": "best", "rate": 0.1, "clip": 0.0, "average": 0.0},
     "flips": {"augment": "flips"},
     "turns": {"augment": "turns"},
     "shifts": {"augment": "shifts"},
@@ -382,6 +393,7 @@ def test_float64_trains_in_double_on_the_draws_of_float32():
     [
         ({"penalty": "gradients"}, r"unknown penalty 'gradients'; known: none, gradient, .*; did you mean 'gradient'\?"),
         ({"coupling": "reflw"}, r"unknown coupling 'reflw'; known: independent, ot, reflow; did you mean 'reflow'\?"),
+        ({"answer": "first"}, r"unknown answer 'first'; known: last, best"),
         ({"optimiser": "moon"}, r"unknown optimiser 'moon'; known: adamw, muon; did you mean 'muon'\?"),
         ({"schedule": "cosin"}, r"unknown schedule 'cosin'.*did you mean 'cosine'\?"),
         ({"augment": "turn"}, r"unknown augment 'turn'.*did you mean 'turns'\?"),
