@@ -130,7 +130,7 @@ def fitting(tensors: dict[str, Tensor], largest: float) -> dict[str, Tensor]:
     if _bytes(tensors) <= largest:
         return tensors
     small = {k: v.float() if v.ndim == 3 else v for k, v in tensors.items()}
-    power = {k: v.double().square().sum((0, 1)) for k, v in small.items() if v.ndim == 3}
+    power = {k: v.double().square().sum((0, 1)) for k, v in small.items() if v.ndim == 3 and v.numel()}
     share = {k: its / its.max().clamp(min=1e-300) for k, its in power.items()}  # of the largest column, which is always kept
     over = _bytes(small) - largest
     column = {k: 4 * small[k].shape[0] * small[k].shape[1] for k in share}

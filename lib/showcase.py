@@ -20,6 +20,7 @@ from torch import Tensor
 from lib import arms, baselines, contest, data, flow, metrics, peers, plots, posterior, v5, waves, widgets, worlds
 from lib.contest import Case
 from lib.data import Batch, Prediction
+from lib.experts import CONSTANT
 
 LEVELS = tuple(level / 100 for level in (5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95))
 INVISIBLE = 1e-6  # of the truth's power, in a ring of wave numbers: less than this counts as this much
@@ -60,8 +61,7 @@ def every(leads: pd.DataFrame) -> go.Figure:
 def found(batch: Batch, level: float, variance: float, count: int = waves.COUNT) -> waves.Waves:
     """The waves that the readings of one-channel fields hold around a constant; without readings missing."""
     z = batch.y_obs[..., 0].double() - level
-    start = z.new_full((len(z), 1), v5.CONSTANT * variance)
-    return waves.find(batch.s_obs.double(), z, batch.m_obs, z.new_ones(*z.shape, 1), start, count)
+    return waves.find(batch.s_obs.double(), z, batch.m_obs, z.new_ones(*z.shape, 1), z.new_full((len(z), 1), CONSTANT * variance), count)
 
 
 def true_waves(world: str, params: Mapping[str, Tensor]) -> Float[Tensor, "n J 2"]:

@@ -72,6 +72,8 @@ def test_files_stay_below_their_largest_size_by_precision_then_by_the_smallest_c
     assert torch.equal(small["steep"], steep[..., :4].float()) and small["flat"].shape[-1] == 20
     least = learn.fitting(tensors, 1.0)  # never fewer than one column
     assert [least[name].shape for name in ("flat", "steep")] == [(10, 1, 1)] * 2
+    without = learn.fitting(tensors | {"none": torch.zeros(1, 4, 0, dtype=torch.float64)}, 1000.0)  # processes without components
+    assert without["none"].shape == (1, 4, 0) and without["steep"].shape[-1] == 4
 
 
 @pytest.mark.parametrize(
