@@ -20,9 +20,9 @@ FEW = 0.1  # waves per field below which there are none
 NOTHING = 1e-6  # share of the variance that is nothing
 JUDGED, ENOUGH = 48, 12  # fields that the deviations are judged by: asked, and at least among them told by waves
 JUDGED_BY, NOISES = 51, (0.0, 0.05)  # readings of each, and their noise
-NINETY = 1.645  # deviations within which nine of ten errors of a Gaussian lie
+WITHIN = {0.5: 0.6745, 0.9: 1.645}  # share of a Gaussian's errors: within so many deviations
 WIDEST = 3.0  # factor of a deviation
-ROUNDING = 1e-6  # error that single precision may give, over the deviation of the fields
+ROUNDING = 1e-6  # deviation, over that of the fields, below which a field counts as solved
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _unexplained(prior: Prior, batch: Batch) -> Int[Tensor, " left"]:
 
 
 def spread(prior: Prior, fields: Float[Tensor, "n 1 H W"], generator: torch.Generator) -> float:
-    """By how much deviations must grow, where waves told the answer, for intervals of nine in ten to hold as many values; at least 1.
+    """By how much deviations must grow, where waves told the answer, for intervals to hold the share of values they claim; at least 1.
 
     Widths and noise of the waves are the likeliest ones, as if they were known; and fields may be other than waves. The fields are ones
     that nothing was learned from but the components of all.
@@ -72,11 +72,13 @@ def spread(prior: Prior, fields: Float[Tensor, "n 1 H W"], generator: torch.Gene
         readings = min(JUDGED_BY, fields[0].numel() // 2)
         batch = experts.double(data.observe(fields.double(), readings, "uniform", generator, noise))
         found = experts.conditioned(prior, batch, [name for name in ("past", "waves", "both") if name != "both" or prior.rest])
-        told = sum(share for name, share in found.shares().items() if name != "past") > 0.5
-        if int(told.sum()) < ENOUGH:
-            return 1.0
         mean, variance = found.at(batch.s_qry)
-        least = ROUNDING * float(prior.variance.sqrt().max())
-        error = (mean - batch.y_qry[..., 0]).abs() / variance.sqrt().clamp(min=least)
-        needed.append(torch.quantile(error[told].flatten()[:: 1 + error[told].numel() // 2**23], 0.9) / NINETY)
+        solved = variance.amax(1) < (ROUNDING * float(prior.variance.max().sqrt())) ** 2  # what is left there is rounding
+        told = (sum(share for name, share in found.shares().items() if name != "past") > 0.5) & ~solved
+        if int(told.sum()) >= ENOUGH:
+            error = (mean - batch.y_qry[..., 0])[told].abs() / variance[told].sqrt().clamp(min=1e-300)
+            some = error.flatten()[:: 1 + error.numel() // 2**23]
+            needed += [torch.quantile(some, share) / deviations for share, deviations in WITHIN.items()]
+    if not needed:
+        return 1.0
     return float(torch.stack(needed).log().mean().exp().clamp(1.0, WIDEST))

@@ -211,6 +211,64 @@ def test_readings_turned_onto_fewer_rows_give_the_same_waves(readings, noise, ma
         assert_close(*estimates, rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("noise", [0.05, 0.0])
+@pytest.mark.parametrize("rest", ["constant", "components", "covariances"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_compiled_search_is_the_iteration(monkeypatch, noise, rest, masked):
+    """Field by field in machine code, or all side by side by the operations that specify it; of waves that noise hides, too."""
+    readings, fields = 60, 4
+    s = sites(readings, fields)
+    z = field(s, TWO) - LEVEL + noise * normal(fields, readings)
+    z[:2] += 0.1 * (components(s) @ normal(fields, 7, 1, seed=12))[:2, :, 0]
+    z[3] = normal(readings, seed=8)  # no waves at all
+    known = torch.rand(fields, readings, generator=seeded(3)) < 0.8 if masked else torch.ones(fields, readings, dtype=torch.bool)
+    near = torch.exp(-torch.cdist(s, s))
+    its = {"constant": z.new_ones(*z.shape, 1), "components": components(s), "covariances": torch.stack([near, near**2], 1)}[rest]
+    scale = torch.full((fields, 2 if rest == "covariances" else 1), 0.1, dtype=torch.float64)
+    answers = []
+    for most in (readings, readings - 1):
+        monkeypatch.setattr(waves, "COMPILED", most)
+        answers.append(waves.find(s, z, known, its, scale, 12))
+    one, other = answers
+    assert alive(one) == alive(other) and one.exact.tolist() == other.exact.tolist()
+    close = 1e-6 if noise else 2e-2  # widths divide numbers of which rounding leaves few digits where nothing is left to explain
+    assert_close(one.noise, other.noise, rtol=1e-6, atol=0)
+    assert_close(one.scale, other.scale, rtol=close, atol=0)
+    for i, count in enumerate(alive(one)):  # the order of waves means nothing
+        mine, its_own = ((a.width[i].sort().values, a.k[i][a.width[i] > 0].norm(dim=1).sort().values) for a in answers)
+        assert_close(mine[0][-count or len(mine[0]) :], its_own[0][-count or len(its_own[0]) :], rtol=10 * close, atol=1e-12)
+        assert_close(mine[1], its_own[1], rtol=1e-6, atol=1e-9)
+
+
+def test_the_search_is_compiled_where_readings_are_few(monkeypatch):
+    calls = []
+    climb = waves.climb
+    monkeypatch.setattr(waves, "climb", lambda *given: calls.append(given[1].shape) or climb(*given))
+    for readings in (1, 51, waves.COMPILED, waves.COMPILED + 1):
+        s = sites(readings)
+        assert found(s, field(s, ONE), count=3).noise.isfinite().all()
+    assert calls == [(1, 1), (1, 51), (1, waves.COMPILED)]
+
+
+def test_no_readings_and_readings_that_are_nothing_hold_no_waves():
+    s = sites(20, 2)
+    its = found(s, torch.zeros(2, 20, dtype=torch.float64), torch.tensor([[False], [True]]).expand(2, 20), count=3)
+    assert alive(its) == [0, 0] and its.noise.isfinite().all() and not its.exact.any()
+
+
+@pytest.mark.parametrize("readings", [60, waves.COMPILED + 10])
+def test_components_that_could_explain_anything_prove_no_waves(readings):
+    """As many components as readings fit noise to the last digit, and then waves beside them are not proven by it."""
+    s = sites(readings)
+    z = field(s, ONE) - LEVEL + 0.05 * normal(1, readings)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    anything = waves.find(s, z, torch.ones_like(z, dtype=torch.bool), 100 * torch.eye(readings, dtype=torch.float64)[None], one, 6)
+    assert not anything.exact.any()
+    clean = field(s, ONE) - LEVEL
+    few = waves.find(s, clean, torch.ones_like(z, dtype=torch.bool), components(s), one, 6)
+    assert few.exact.all()
+
+
 def test_no_matrix_of_all_pairs_of_many_readings_is_formed():
     """Operations counted: four times the readings take four times the arithmetic, not sixteen or sixty-four."""
     from torch.utils.flop_counter import FlopCounterMode
