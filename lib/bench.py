@@ -167,6 +167,8 @@ GOALS = [
     ("field", "plane_ms", "the same, plane (ms)", "at most", 5),
     ("field", "air_ms", "the same, air (ms)", "at most", 5),
     ("field", "white_ms", "flow from white noise, the same field, four steps (ms)", "at most", 20),
+    ("white", "seconds", "flow from white noise on separable, 1,000 steps by Muon: training on one thread (s)", "at most", 120),
+    ("white", "psnr", "the same: one Euler step, 51 readings (dB)", "at least", 40),
     ("field", "joint_1024", "1,024 sites: a velocity that reads all anew over ours, of the same width", "at least", 6),
     ("field", "joint_4096", "the same, 4,096 sites", "at least", 18),
     ("field", "wide_s", "V5's mean and deviation at 1,024 x 1,024 sites (s)", "at most", 10),

@@ -3,7 +3,7 @@
 Training fields are folded: the principal components of three quarters explain readings of the last, never of fields they were made of.
 Weights, a and b maximise the evidence of these readings by expectation-maximisation (Dempster et al. 1977); the power eta maximises the
 density of values at further sites (stacking of predictive densities: Yao et al. 2018, Bayesian Analysis 13:917). Structures that are
-never needed are dropped, and most of the weight is spread evenly: fields to come may differ from the training fields.
+never needed are dropped, and half of the weight is spread evenly: fields to come may differ from the training fields.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FOLDS, PER_FOLD = 4, 32
 FEWEST_FIELDS = 8  # training fields below which nothing is learned but mean and deviation
 READ, FEWEST_READ, SCORED = 80, 20, 24  # readings of a training field (at most, at least), and further sites that score eta
 KEPT = 24  # structures
-EVEN = 0.9  # share of the weight spread evenly over the structures
+EVEN = 0.5  # share of the weight spread evenly over the structures
 OTHER_NOISE = 0.02  # weight of the noise that training fields do not have
 ETAS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12)
 SHAPES = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # a tried: alpha of fields to come may differ from that of training fields, so tails stay heavy

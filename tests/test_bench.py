@@ -127,6 +127,11 @@ def test_an_arm_asked_by_more_steps_takes_longer():
     assert {figure for section, figure, *_ in bench.GOALS if section == "arm"} <= set(found)
 
 
+def test_the_training_of_a_flow_is_timed_and_judged():
+    found = pace.white(steps=2, fields=8, held_out=2)
+    assert found["seconds"] > 0 and 0 < found["psnr"] < 60
+
+
 def test_one_field_is_timed_for_every_goal():
     found = pace.field(rounds=1, past=24, wide=48)
     assert {figure for section, figure, *_ in bench.GOALS if section == "field"} <= set(found)
