@@ -47,7 +47,9 @@ def apart(prior: Prior, table: basis.GridFunctions, past: Float[Tensor, "n 1 H W
             left.append(part.y_qry[..., 0] - (its.columns(part.s_qry) @ amplitude[..., None])[..., 0])
             found += int((its.width > 0).sum())
         count = sum(map(len, left))  # the first fields tell whether the others are worth the seconds
-        if count < RARE * seen or found < FEW * count or float(torch.cat(left).var()) < NOTHING * float(some[:seen].var()):
+        if count and float(torch.cat(left).var()) < NOTHING * float(some[:seen].var()):
+            return Found(None, 0.0)
+        if count < RARE * seen or found < FEW * count:
             return Found(None, count / seen)
     return Found(components(torch.cat(left).unflatten(1, some.shape[1:])), count / seen)
 
