@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lib import contest, data, metrics, png, showcase, v5, worlds
+from lib import contest, data, experts, metrics, png, showcase, v5, worlds
 from lib.contest import Case
 
 GAUSSIAN = Case("gaussian", 30, 0.1, fields=60)
@@ -97,7 +97,7 @@ def test_variants_share_parts_with_v5(monkeypatch):
     batch = contest.test_batch(case)
     ours, variants = contest.ours()(case, batch), showcase.variants()
     with monkeypatch.context() as single:
-        single.setattr(v5, "STARTS", (6,))
+        single.setattr(experts, "STARTS", (6,))
         assert_close(showcase.waves_alone(6)(case, batch).mean, contest.ours(["waves"])(case, batch).mean, rtol=0, atol=1e-9)
     assert_close(variants["no price of waves"](case, batch).mean, ours.mean, rtol=0, atol=1e-6)
     assert float((variants["equal weights"](case, batch).mean - ours.mean).abs().max()) > 0.01
