@@ -1,6 +1,6 @@
 """The search for plane waves of lib/waves.py, compiled by Numba: field by field, in place, over the readings that a field has.
 
-The same iteration as waves.step, which is the specification and serves many readings: at 51 of them most of the time there goes into
+The same iteration as waves._step, which is the specification and serves many readings: at 51 of them most of the time there goes into
 calling operations. Lower triangles only; inner loops run over what lies side by side, which the compiler turns into vector instructions.
 """
 

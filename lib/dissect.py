@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +22,7 @@ JUDGED, ENOUGH = 48, 12  # fields that the deviations are judged by: asked, and 
 JUDGED_BY, NOISES = 51, (0.0, 0.05)  # readings of each, and their noise
 WITHIN = {0.5: 0.6745, 0.9: 1.645}  # share of a Gaussian's errors: within so many deviations
 WIDEST = 3.0  # factor of a deviation
+SITES = 4096  # of a field that is judged, about: memory grows with them
 ROUNDING = 1e-6  # deviation, over that of the fields, below which a field counts as solved
 
 
@@ -73,14 +74,15 @@ def spread(prior: Prior, fields: Float[Tensor, "n 1 H W"], generator: torch.Gene
     for noise in NOISES:
         readings = min(JUDGED_BY, fields[0].numel() // 2)
         batch = experts.double(data.observe(fields.double(), readings, "uniform", generator, noise))
+        some = slice(None, None, 1 + batch.s_qry.shape[1] // SITES)
+        batch = replace(batch, s_qry=batch.s_qry[:, some], y_qry=batch.y_qry[:, some])
         found = experts.conditioned(prior, batch, [name for name in ("past", "waves", "both") if name != "both" or prior.rest])
         mean, variance = found.at(batch.s_qry)
         solved = variance.amax(1) < (ROUNDING * float(prior.variance.max().sqrt())) ** 2  # what is left there is rounding
         told = (sum(share for name, share in found.shares().items() if name != "past") > 0.5) & ~solved
         if int(told.sum()) >= ENOUGH:
             error = (mean - batch.y_qry[..., 0])[told].abs() / variance[told].sqrt().clamp(min=1e-300)
-            some = error.flatten()[:: 1 + error.numel() // 2**23]
-            needed += [torch.quantile(some, share) / deviations for share, deviations in WITHIN.items()]
+            needed += [torch.quantile(error.flatten(), share) / deviations for share, deviations in WITHIN.items()]
     if not needed:
         return 1.0
     return float(torch.stack(needed).log().mean().exp().clamp(1.0, WIDEST))

@@ -56,7 +56,7 @@ class TrainConfig:
     validate_every: int = 100
     validation_fields: int = 32
     patience: int = 0  # validations without improvement before stopping; 0: never stop early
-    answer: str = "last"  # weights the model leaves with; best: of the least validation loss, those it begins with included
+    answer: str = "last"  # weights the model leaves with; best: of the least validation loss, those it (or a reflow) begins with included
     checkpoint_every: int = 200
     keep_every: int = 0  # also keep step-<n>.pt at every multiple; 0: none
     penalty: str = "none"  # one of penalties.PENALTIES, on the one-step estimate of the field
@@ -171,11 +171,11 @@ class Run:
 
     def advance(self) -> None:
         """One optimiser step."""
-        if self.step == 0 and self.config.answer == "best":
-            self.best, self.kept = self.validate(), copy.deepcopy(self.weights())
-        if self.objective.due(self.step):
+        if due := self.objective.due(self.step):
             self.objective.freeze(self.average.module if self.average else self.model)
             self.best, self.stale = math.inf, 0  # losses on the new pairs do not compare with those before
+        if self.config.answer == "best" and (due or self.step == 0):
+            self.keep(self.validate())
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.step, self.config, self.lowered)
         self.model.train()
@@ -212,14 +212,18 @@ class Run:
                 self.history[name].append(value)
         self.stale = 0 if held_out < self.best else self.stale + 1
         if held_out < self.best:
-            self.best = held_out
-            if self.config.answer == "best":
-                self.kept = copy.deepcopy(self.weights())
-            if self.folder:
-                checkpoint.save({"step": self.step, "model": self.weights(), "world": self.world.name}, self.folder / "best.pt")
+            self.keep(held_out)
         self.lowered += lower(self.config, self.stale)
         self.finished = bool(self.config.patience and self.stale >= self.config.patience)
         return loss
+
+    def keep(self, held_out: float) -> None:
+        """These weights are the best so far, by their loss on held-out fields."""
+        self.best = held_out
+        if self.config.answer == "best":
+            self.kept = copy.deepcopy(self.weights())
+        if self.folder:
+            checkpoint.save({"step": self.step, "model": self.weights(), "world": self.world.name}, self.folder / "best.pt")
 
     @torch.no_grad()
     def validate(self) -> float:

@@ -35,7 +35,7 @@ ROUNDING = 1e-5  # by which a coordinate may leave [-1, 1]
 # Nats in favour of the processes, which average their settings: the others' noise and scale are the best of many, which flatters them.
 # Chosen on validation fields, between 0, which undercovers on measured ones, and 4, which costs decibels on radial read at 13 noisy sites.
 AVERAGED = 3.0
-UNLIKELY = 0.02  # least share of fields that an expert is given: past fields do not say that there will never be one of its kind
+UNLIKELY = 0.02  # least share of fields that waves are given: past fields do not say that there will never be any; more where they are few
 PROCESS = {"hybrid": hybrid.fit, "stationary": hybrid.stationary}
 
 
@@ -47,7 +47,8 @@ def learn(
     """The prior of these past fields for these experts; seconds for hundreds of fields.
 
     Fields of several kinds, one tensor each of the same channels and grid: each kind has its own components, and the readings tell which
-    kind they are of. ValueError for fields without values, for kinds of different shapes and for unknown experts.
+    kind they are of. How likely waves are, and by how much their deviations fall short, is learned where "both" is asked for and fields
+    have one channel and no gaps. ValueError for fields without values, for kinds of different shapes and for unknown experts.
     """
     check_experts(experts)
     generator = data.generator(0, "dissect") if generator is None else generator
@@ -75,7 +76,8 @@ def _taken_apart(prior: Prior, kinds: list[Tensor], weight: dict[str, float], ge
         spare.append(its[order[dissect.MOST :]][: dissect.JUDGED // len(kinds)])
     left = [part.share for part in found if part.rest is not None]
     shares = {"waves": 1 - sum(part.share for part in found) / len(found), "both": sum(left) / len(left) if left else 1.0}
-    weight = weight | {name: math.log(max(share, UNLIKELY)) for name, share in shares.items()}
+    least = max(UNLIKELY, 1 / (2 + sum(min(len(its), dissect.MOST) for its in kinds)))
+    weight = weight | {name: math.log(max(share, least)) for name, share in shares.items()}
     prior = replace(prior, rest=tuple(part.rest for part in found if part.rest is not None), log_weight=_row(weight))
     others = torch.cat(spare)
     if len(others) < dissect.ENOUGH:

@@ -81,7 +81,7 @@ def find(
     turned = rest.ndim == 3 and z.shape[1] > many
     rows, white = (_turned if turned else _as_they_are)(s, z, known, rest)
     state = _State(_peaks(s, white(scale, 0.1 * spread), count), (spread / count)[:, None].repeat(1, count), 0.1 * spread, scale)
-    if z.shape[1] <= COMPILED and not turned:
+    if 0 < z.shape[1] <= COMPILED and len(z) and not turned:
         state = _climbed(s, z, known, rows(state.k[:, :1]).rest, state, spread, floor)
     else:
         state = _iterated(rows, state, spread, floor)
@@ -180,7 +180,7 @@ def _rank(rest: Tensor, known: Bool[Tensor, "B N"]) -> Int[Tensor, " B"]:
         both = known[:, :, None] & known[:, None, :]
         size = torch.linalg.eigvalsh((rest / rest.diagonal(dim1=2, dim2=3).amax(2).clamp(min=1e-300)[..., None, None]).sum(1) * both)
         size = size.clamp(min=0).sqrt()
-    return (size > NOTHING * size.amax(1, keepdim=True)).sum(1)
+    return (size > NOTHING * size.amax(1, keepdim=True)).sum(1) if size.shape[1] else known.new_zeros(len(known), dtype=torch.long)
 
 
 def _settled(old: _State, new: _State, worth: Tensor, move: Tensor, a: Tensor, b: Tensor) -> Bool[Tensor, " B"]:
@@ -283,6 +283,8 @@ def _root(covariance: Float[Tensor, "B N N"]) -> Float[Tensor, "B N N"]:
     root, failed = torch.linalg.cholesky_ex(covariance)
     factor = 1e-13
     while bool(failed.any()):
+        if factor > 1:
+            raise ValueError("a covariance of readings has no root; give sites and values that are finite and of ordinary size")
         jitter = torch.where(failed > 0, factor * covariance.diagonal(dim1=1, dim2=2).mean(1), 0.0)
         covariance = covariance + torch.diag_embed(jitter[:, None].expand(covariance.shape[:2]))
         root, failed = torch.linalg.cholesky_ex(covariance)

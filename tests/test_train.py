@@ -124,14 +124,15 @@ def test_best_weights_are_those_of_the_lowest_validation_loss(tmp_path):
     assert run.validate() == pytest.approx(min(history["validation"]), rel=1e-6)
 
 
-def test_a_training_that_only_harms_leaves_the_weights_it_began_with():
+def test_a_training_that_only_harms_leaves_the_weights_it_began_with(tmp_path):
     harmful = replace(CONFIG, rate=3.0, warmup=0, schedule="constant", clip=0.0, average=0.0, steps=20, validate_every=5)
     began = model.build(VERSION, generator=data.generator(0, "init"))
     last, _ = fit(config=harmful)
-    best, history = fit(config=replace(harmful, answer="best"))
+    best, history = fit(tmp_path, replace(harmful, answer="best"))
     run = train.Run(began, train.worlds.get("plane"), harmful, torch.device("cpu"), None)  # scales the values by the fields it sees
     assert min(history["validation"]) > run.validate()
     assert same_weights(best, began) and not same_weights(last, began)
+    assert checkpoint.load(tmp_path / "best.pt")["step"] == 0
 
 
 def test_early_stop(tmp_path):

@@ -256,6 +256,19 @@ def test_no_readings_and_readings_that_are_nothing_hold_no_waves():
     assert alive(its) == [0, 0] and its.noise.isfinite().all() and not its.exact.any()
 
 
+def test_values_beyond_all_bounds_are_refused_in_one_line():
+    s = sites(20)
+    with pytest.raises(ValueError, match="give sites and values that are finite"):
+        found(s, torch.full((1, 20), torch.nan, dtype=torch.float64), count=3)
+
+
+def test_no_components_and_no_fields_are_no_hindrance():
+    s = sites(40)
+    z, one = field(s, ONE) - LEVEL, torch.ones(1, 1, dtype=torch.float64)
+    assert waves.find(s, z, torch.ones_like(z, dtype=torch.bool), s.new_zeros(1, 40, 0), one, 3).exact.all()
+    assert waves.find(s[:0], z[:0], z[:0].bool(), s.new_zeros(0, 40, 1), one[:0], 3).k.shape[0] == 0
+
+
 @pytest.mark.parametrize("readings", [60, waves.COMPILED + 10])
 def test_components_that_could_explain_anything_prove_no_waves(readings):
     """As many components as readings fit noise to the last digit, and then waves beside them are not proven by it."""
