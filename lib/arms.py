@@ -81,12 +81,12 @@ def arm(version: str, world: str, seed: int = 0, **switches) -> Arm:
 
 
 def of(row: Mapping) -> Arm:
-    """The arm of a kept row (the flat columns of `settings`, with or without scores); a setting it lacks has its default."""
+    """The arm of a kept row (the flat columns of `settings`, scores or none); a setting it lacks, or has as NaN, has its default."""
     try:
         version, world = row["version"], row["world"]
     except KeyError as missing:
         raise ValueError(f"a row needs {missing}, version and world name its arm; given: {', '.join(map(str, row))}") from None
-    given = {name: tuple(v) if isinstance(v, list) else v for name, v in row.items()}  # JSON knows no tuples
+    given = {name: tuple(v) if isinstance(v, list) else v for name, v in row.items() if v == v}  # JSON knows no tuples, tables say NaN
     parts = [model.ModelConfig, train.TrainConfig, Judging]
     return Arm(version, world, *(part(**{f.name: given[f.name] for f in fields(part) if f.name in given}) for part in parts))
 
@@ -128,6 +128,11 @@ def run(arm: Arm, folder: Path | str | None = None, device="cpu", show: bool | N
 def settings(arm: Arm) -> dict:
     """The arm as flat columns of a table."""
     return {"id": arm.id, "version": arm.version, "world": arm.world, **asdict(arm.model), **asdict(arm.train), **asdict(arm.judge)}
+
+
+def defaults() -> dict:
+    """Every setting that a row may lack, at its default."""
+    return {f.name: f.default for part in (model.ModelConfig, train.TrainConfig, Judging) for f in fields(part)}
 
 
 def provenance(device="cpu") -> dict:

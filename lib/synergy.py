@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lib import folders, study, techniques
+from lib import arms, folders, study, techniques
 
 NAMES = tuple(techniques.TECHNIQUES)
 FILES = ("table.csv", "performance_matrix.csv", "effects.csv", "technique_ranking.json", "best_combinations.json")
@@ -79,7 +79,7 @@ def read(path: Path | str) -> pd.DataFrame:
         rows = pd.read_csv(path).to_dict("records")
         listed = {name for name in ("psnr_fields", "speckle_fields") if rows and name in rows[0]}
         rows = [{**row, **{name: json.loads(row[name]) for name in listed if isinstance(row[name], str)}} for row in rows]
-        return named(pd.DataFrame([{"name": row["version"], **row} for row in rows], columns=study.columns))
+        return named(pd.DataFrame([{"name": row["version"], **arms.defaults(), **row} for row in rows], columns=study.columns))
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"{folders.shown(path)} is no table of a sweep ({' '.join(str(error).split())})") from None
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import fields, replace
 
 import pytest
@@ -65,6 +66,7 @@ def test_a_kept_row_names_its_arm_whatever_id_it_was_kept_under(drawn):
     defaults = {f.name: f.default for config in PARTS.values() for f in fields(config)}
     older = {k: v for k, v in row.items() if k not in defaults or v != defaults[k]}  # from before these switches were there
     assert arms.rehash(older) == arm.id
+    assert arms.rehash({**older, **dict.fromkeys(defaults.keys() - older.keys(), math.nan)}) == arm.id  # as a table of both says it
 
 
 def test_the_id_is_a_hash_of_what_is_not_default():

@@ -150,6 +150,9 @@ def test_results_are_written_and_the_table_is_read_back(tmp_path):
     found = synergy.write(tmp_path, table)
     again = synergy.read(tmp_path / "table.csv")
     assert np.allclose(synergy.fit(synergy.measured(again)).value, found.value)
+    pd.read_csv(tmp_path / "table.csv").drop(columns=["optimiser", "answer"]).to_csv(tmp_path / "older.csv", index=False)
+    older = synergy.read(tmp_path / "older.csv")  # from before there were these switches
+    assert older[["optimiser", "answer"]].drop_duplicates().values.tolist() == [["adamw", "last"]] and older.notna().optimiser.all()
     ranks = json.loads((tmp_path / "technique_ranking.json").read_text())
     assert ranks["techniques"][0]["technique"] == "T2" and ranks["about"]["versions"] == 101
     assert json.loads((tmp_path / "best_combinations.json").read_text())["greedy"][0]["names"] == []
