@@ -86,7 +86,8 @@ def of(row: Mapping) -> Arm:
         version, world = row["version"], row["world"]
     except KeyError as missing:
         raise ValueError(f"a row needs {missing}, version and world name its arm; given: {', '.join(map(str, row))}") from None
-    given = {name: tuple(v) if isinstance(v, list) else v for name, v in row.items() if v == v}  # JSON knows no tuples, tables say NaN
+    said = {name: v for name, v in row.items() if not (isinstance(v, float) and v != v)}  # tables say NaN for what a row lacks
+    given = {name: tuple(v) if isinstance(v, list) else v for name, v in said.items()}  # JSON knows no tuples
     parts = [model.ModelConfig, train.TrainConfig, Judging]
     return Arm(version, world, *(part(**{f.name: given[f.name] for f in fields(part) if f.name in given}) for part in parts))
 
