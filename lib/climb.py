@@ -69,15 +69,15 @@ def _one(s, z, rest, scale, k, width, noise, spread, floor):
             for i in range(n):
                 slope = b * cos[i] - a * sin[i]  # d (a cos + b sin) / d phase
                 tangents[j, i], tangents[count + j, i] = s[0, i] * slope, s[1, i] * slope
-        for c in range(2 * count):
-            _add_square(covariance, tangents[c], TAU**2)
+        for j in range(count):
+            _add_squares(covariance, tangents[j], tangents[count + j], TAU**2)
         _root(covariance, root)
         _solve(root, z, weight)
-        _invert(root, inverse)
+        _invert(root, inverse)  # `root` is its own inverse from here
         shift, least, alive = 0.0, math.inf, 0
         for j in range(count):
             q2 = _dot(columns[j], weight) ** 2 + _dot(columns[count + j], weight) ** 2
-            sharp2 = max(_form(inverse, columns[j]) + _form(inverse, columns[count + j]), 1e-300)
+            sharp2 = max(_whitened(root, columns[j], columns[count + j]), 1e-300)
             worth[j] = q2 / max(1 - 0.5 * width[j] * sharp2, 1e-9) / sharp2
             least = min(least, worth[j])
             for axis in range(2):
@@ -129,18 +129,18 @@ def _without_tangents(columns, width, rest, scale, noise, covariance):
             for j in range(i + 1):
                 covariance[i, j] += scale[g] * rest[g, i, j]
         covariance[i, i] += noise
-    for c in range(2 * count):
-        _add_square(covariance, columns[c], width[c % count])
+    for j in range(count):
+        _add_squares(covariance, columns[j], columns[count + j], width[j])
 
 
 @compiled
 @no_type_check
-def _add_square(covariance, column, variance):
-    """covariance + variance column column'."""
-    for i in range(len(column)):
-        gain = variance * column[i]
+def _add_squares(covariance, a, b, variance):
+    """covariance + variance (a a' + b b')."""
+    for i in range(len(a)):
+        gain, other = variance * a[i], variance * b[i]
         for j in range(i + 1):
-            covariance[i, j] += gain * column[j]
+            covariance[i, j] += gain * a[j] + other * b[j]
 
 
 @compiled
@@ -189,15 +189,15 @@ def _solve(root, z, x):
 def _invert(root, inverse):
     """(root root')^-1, its upper triangle filled too; `root` becomes its own inverse."""
     n = len(root)
+    row = np.empty(n)
     for i in range(n):
-        for j in range(i):
-            root[i, j] /= root[i, i]  # row i of the inverse: -(root[i, :i] / root[i, i]) times the rows before it
-        for j in range(i):
-            total = 0.0
-            for m in range(j, i):
-                total += root[i, m] * root[m, j]
-            root[i, j] = -total
+        row[:i] = 0
+        for m in range(i):  # row i of the inverse: the rows before it, by the entries of this one
+            for j in range(m + 1):
+                row[j] -= root[i, m] * root[m, j]
         root[i, i] = 1 / root[i, i]
+        for j in range(i):
+            root[i, j] = row[j] * root[i, i]
         for j in range(i + 1):
             inverse[i, j] = 0
     for m in range(n):
@@ -216,6 +216,20 @@ def _dot(a, b):
     total = 0.0
     for i in range(len(a)):
         total += a[i] * b[i]
+    return total
+
+
+@compiled
+@no_type_check
+def _whitened(inverse_root, a, b):
+    """|root^-1 a|^2 + |root^-1 b|^2."""
+    total = 0.0
+    for i in range(len(a)):
+        first, second = 0.0, 0.0
+        for j in range(i + 1):
+            first += inverse_root[i, j] * a[j]
+            second += inverse_root[i, j] * b[j]
+        total += first * first + second * second
     return total
 
 

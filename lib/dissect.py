@@ -1,16 +1,18 @@
-"""What past fields are made of: waves, and what waves leave; and whether the deviations that V5 claims hold among them."""
+"""What past fields are made of: components, processes, waves and what waves leave; and whether V5's deviations hold among them."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lib import basis, data, experts, waves
+from lib import basis, data, dictionary, experts, waves
 from lib.data import Batch
-from lib.priors import Prior, components
+from lib.priors import EXPERTS, PER_KIND, PROCESSES, Prior, components
 
 AT_ONCE = 64  # fields taken apart side by side
 MOST, READ = 256, 160  # fields of a kind that are taken apart, by this many readings each
@@ -18,7 +20,8 @@ ALONE = (3, 12, 48)  # waves that a search without components begins with; a fie
 RARE = 0.05  # share of fields of which waves must leave something
 FEW = 0.1  # waves per field below which there are none
 NOTHING = 1e-6  # share of the variance that is nothing
-JUDGED, ENOUGH = 48, 12  # fields that the deviations are judged by: asked, and at least among them told by waves
+HELD, FEWEST, ROUNDS = 4, 16, 100  # one field in so many is held back, of this many at least; steps to the likeliest share
+JUDGED, ENOUGH = 48, 12  # fields that shares and deviations are judged by, and for deviations at least so many of them told by waves
 JUDGED_BY, NOISES = 51, (0.0, 0.05)  # readings of each, and their noise
 WITHIN = {0.5: 0.6745, 0.9: 1.645}  # share of a Gaussian's errors: within so many deviations
 WIDEST = 3.0  # factor of a deviation
@@ -43,7 +46,7 @@ def apart(prior: Prior, table: basis.GridFunctions, past: Float[Tensor, "n 1 H W
         seen += len(part.s_obs)
         part = part[_unexplained(prior, part)]
         if len(part.s_obs):
-            gaussian, its = experts.with_components(table, part, waves.COUNT)
+            gaussian, its = experts.with_components(table, part)(waves.COUNT)
             amplitude = gaussian.weights[:, -4 * its.k.shape[1] :]
             left.append(part.y_qry[..., 0] - (its.columns(part.s_qry) @ amplitude[..., None])[..., 0])
             found += int((its.width > 0).sum())
@@ -60,8 +63,39 @@ def _unexplained(prior: Prior, batch: Batch) -> Int[Tensor, " left"]:
     left = torch.arange(len(batch.s_obs))
     for count in ALONE:
         if len(left):
-            left = left[~experts.alone(prior, batch[left], count)[1].exact]
+            left = left[~experts.alone(prior, batch[left])(count)[1].exact]
     return left
+
+
+def processes(prior: Prior, kinds: Sequence[Float[Tensor, "n C H W"]], generator: torch.Generator) -> float:
+    """The share of past fields that Gaussian processes foretell better than the components of other past fields do.
+
+    Components of three quarters meet readings of the last; the share is the likeliest one under the prior's weights. NaN where there are
+    too few fields, or no processes.
+    """
+    names = [name for name in PROCESSES if prior.process(name) is not None]
+    if not names or min(map(len, kinds)) < FEWEST:
+        return math.nan
+    orders = [torch.randperm(len(its), generator=generator) for its in kinds]
+    rest = [its[order[len(its) // HELD :]] for its, order in zip(kinds, orders, strict=True)]
+    held = torch.cat([its[order[: len(its) // HELD]][: max(1, JUDGED // len(kinds))] for its, order in zip(kinds, orders, strict=True)])
+    mixed = prior.mixed and dictionary.about(prior.mixed, torch.cat(rest))
+    judge = replace(prior, past=tuple(map(components, rest)), mixed=mixed)
+    batch = experts.double(data.observe(held.double(), _readings(held), "uniform", generator))
+    evidence = []
+    for name in ("past", *names):
+        asked = torch.stack([its for _, its, _ in experts.ASK[name](judge, batch)]).logsumexp(0)
+        evidence.append(asked + prior.log_weight[EXPERTS.index(name)] - math.log(len(kinds) if name in PER_KIND else 1))
+    log = torch.stack(evidence)  # (E, fields)
+    share = log.new_full((len(log), 1), 1 / len(log))
+    for _ in range(ROUNDS):  # expectation-maximisation
+        share = (log + share.log()).softmax(0).mean(1, keepdim=True)
+    return 1 - float(share[0])
+
+
+def _readings(fields: Tensor) -> int:
+    """As many as the fields have nodes for: half of those known in the field that knows least."""
+    return max(1, min(JUDGED_BY, int(data.valid(fields).sum(1).min()) // 2))
 
 
 def spread(prior: Prior, fields: Float[Tensor, "n 1 H W"], generator: torch.Generator) -> float:
@@ -72,8 +106,7 @@ def spread(prior: Prior, fields: Float[Tensor, "n 1 H W"], generator: torch.Gene
     """
     needed = []
     for noise in NOISES:
-        readings = min(JUDGED_BY, fields[0].numel() // 2)
-        batch = experts.double(data.observe(fields.double(), readings, "uniform", generator, noise))
+        batch = experts.double(data.observe(fields.double(), _readings(fields), "uniform", generator, noise))
         some = slice(None, None, 1 + batch.s_qry.shape[1] // SITES)
         batch = replace(batch, s_qry=batch.s_qry[:, some], y_qry=batch.y_qry[:, some])
         found = experts.conditioned(prior, batch, [name for name in ("past", "waves", "both") if name != "both" or prior.rest])

@@ -6,7 +6,6 @@ lib/v5.py says what they are; `conditioned` asks them all and weighs their answe
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -21,7 +20,8 @@ from lib.priors import EXPERTS, PER_KIND, Prior, check_experts, has_experts
 
 CONSTANT = 0.25  # prior variance of the level around the past fields' mean, in units of their variance
 STARTS = (3, 6, 12, 24, 48)  # waves a search begins with: few, which is fast and takes no noise for waves; and many, for fields of many
-Asked = tuple[posterior.Part, Tensor, Tensor]
+Search = Callable[[int], tuple[posterior.Gaussian, waves.Waves]]  # from so many waves
+Asked = tuple[posterior.Part, Tensor, Tensor]  # what an expert answers: its posterior, its evidence, and where it leaves nothing to explain
 
 
 def _past(table: basis.GridFunctions, batch: Batch) -> Asked:
@@ -32,7 +32,7 @@ def _past(table: basis.GridFunctions, batch: Batch) -> Asked:
     return found, found.evidence, found.exact
 
 
-def searched(search: Callable[[int], tuple[posterior.Gaussian, waves.Waves]]) -> list[Asked]:
+def searched(search: Search) -> list[Asked]:
     """The posterior of a search from each of STARTS, all as likely, until one leaves nothing to explain in any field.
 
     Noise hides the best waves among others nearly as good; searches that end at different ones leave the choice to the evidence, and where
@@ -50,29 +50,38 @@ def searched(search: Callable[[int], tuple[posterior.Gaussian, waves.Waves]]) ->
     return found
 
 
-def alone(prior: Prior, batch: Batch, count: int) -> tuple[posterior.Gaussian, waves.Waves]:
+def alone(prior: Prior, batch: Batch) -> Search:
     """Waves around the level of past fields."""
     z, known = _rows(batch.y_obs) - prior.level, _known(batch)
     start = CONSTANT * prior.variance.expand(len(z), 1)
-    its = waves.find(batch.s_obs, z, known, z.new_ones(*z.shape, 1), start, count)
-    widths = torch.cat([its.scale, its.widths()], 1)
-    columns = posterior.Beside((lambda s: s.new_ones(*s.shape[:2], 1), its.columns), (1, 4 * its.k.shape[1]))
+    its_search = waves.searcher(batch.s_obs, z, known, z.new_ones(*z.shape, 1), start)
 
     def mean(s: Tensor) -> Tensor:
         return prior.level.expand(s.shape[:2])
 
-    return posterior.condition(z, known, columns, mean, batch.s_obs, widths, its.noise), its
+    def search(count: int) -> tuple[posterior.Gaussian, waves.Waves]:
+        its = its_search(count)
+        widths = torch.cat([its.scale, its.widths()], 1)
+        columns = posterior.Beside((lambda s: s.new_ones(*s.shape[:2], 1), its.columns), (1, 4 * its.k.shape[1]))
+        return posterior.condition(z, known, columns, mean, batch.s_obs, widths, its.noise), its
+
+    return search
 
 
-def with_components(functions: basis.GridFunctions, batch: Batch, count: int) -> tuple[posterior.Gaussian, waves.Waves]:
+def with_components(functions: basis.GridFunctions, batch: Batch) -> Search:
     """Waves beside the components, whose common scale the readings choose."""
     mean, components = _functions(functions)
     known = _known(batch)
     z, factor = _rows(batch.y_obs) - mean(batch.s_obs), components(batch.s_obs)
-    its = waves.find(batch.s_obs, z, known, factor, z.new_ones(len(z), 1), count)
-    widths = torch.cat([its.scale.expand(-1, factor.shape[-1]), its.widths()], 1)
-    columns = posterior.Beside((components, its.columns), (factor.shape[-1], 4 * its.k.shape[1]))
-    return posterior.condition(z, known, columns, mean, batch.s_obs, widths, its.noise), its
+    its_search, rank = waves.searcher(batch.s_obs, z, known, factor, z.new_ones(len(z), 1)), factor.shape[-1]
+
+    def search(count: int) -> tuple[posterior.Gaussian, waves.Waves]:
+        its = its_search(count)
+        widths = torch.cat([its.scale.expand(-1, rank), its.widths()], 1)
+        columns = posterior.Beside((components, its.columns), (rank, 4 * its.k.shape[1]))
+        return posterior.condition(z, known, columns, mean, batch.s_obs, widths, its.noise), its
+
+    return search
 
 
 def _process(its: hybrid.Prior, batch: Batch) -> Asked:
@@ -101,8 +110,8 @@ ASK: dict[str, Callable[[Prior, Batch], list[Asked]]] = {
     "past": lambda prior, batch: [_past(table, batch) for table in prior.past],
     "hybrid": lambda prior, batch: [_process(prior.mixed, batch)],
     "stationary": lambda prior, batch: [_process(prior.plain, batch)],
-    "waves": lambda prior, batch: searched(functools.partial(alone, prior, batch)),
-    "both": lambda prior, batch: [one for its in prior.rest for one in searched(functools.partial(with_components, its, batch))],
+    "waves": lambda prior, batch: searched(alone(prior, batch)),
+    "both": lambda prior, batch: [one for its in prior.rest for one in searched(with_components(its, batch))],
 }
 
 

@@ -11,6 +11,7 @@ Gruenwald and van Ommen 2017, Bayesian Analysis 12:1069). lib/dictionary.py lear
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,7 +29,9 @@ from lib.settings import Prior, default, restore, stationary
 CHOICE_READINGS = 256  # more readings than this are thinned to choose the settings; the answer uses all of them
 NEGLIGIBLE = 0.01  # settings of less weight than this are left out of a field's mixture
 SITES_AT_ONCE = 2**19  # numbers in one block of covariances between readings and queries
-FACTORS_AT_ONCE = 2**20  # numbers in covariances that are factorised together: a single field's matrices are too small for one call each
+FACTORS_AT_ONCE = (
+    2**17
+)  # numbers in covariances that are factorised together: one matrix a call is slow, and so is more than the cache holds
 
 
 __all__ = ["Posterior", "Prior", "default", "fit", "hybrid", "posterior", "restore", "stationary"]
@@ -100,15 +103,20 @@ def posterior(prior: Prior, batch: Batch) -> Posterior:
     evidence = _evidence(prior, few, z[:, ::step], known[:, ::step])  # (J, V, B)
     share = (prior.weight.log()[..., None] + prior.eta * evidence).flatten(0, 1).softmax(0)  # (J V, B)
     keep = (share > NEGLIGIBLE) | (share == share.amax(0))
-    parts, exact = _condition(prior, at, z, known, keep)
+    total = (prior.weight.log()[..., None] + evidence).flatten(0, 1).logsumexp(0)
+    found = None
     if step > 1:  # the chosen settings are weighed again, by all readings
+        found, exact = _condition(prior, at, z, known, keep)
         log = prior.weight.log().flatten()[:, None]
         share = (log + prior.eta * exact).masked_fill(~keep, -torch.inf).softmax(0)
         total = (log + exact).masked_fill(~keep, -torch.inf).logsumexp(0)
-    else:
-        total = (prior.weight.log()[..., None] + evidence).flatten(0, 1).logsumexp(0)
     share = share * keep / (share * keep).sum(0)
-    parts = [replace(part, weight=share[index, part.fields]) for index, part in parts]
+
+    @functools.cache
+    def parts() -> list[_Part]:
+        conditioned = _condition(prior, at, z, known, keep)[0] if found is None else found
+        return [replace(part, weight=share[index, part.fields]) for index, part in conditioned]
+
     return Posterior(prior, s, z, known, at, parts, total - known.sum(1) * prior.scale.log().sum() / 2)
 
 
@@ -129,37 +137,58 @@ def _evidence(prior: Prior, at: list[Sites], z: Tensor, known: Tensor) -> Float[
 
 
 def _condition(prior: Prior, at: list[Sites], z: Tensor, known: Tensor, keep: Tensor) -> tuple[list[tuple[int, _Part]], Tensor]:
-    """The kept settings with their factors, by index, and log p(z | setting) (J V, B) of these."""
-    parts, exact, n = [], z.new_full(keep.shape, -torch.inf), known.sum(1).to(z)
-    V, pairs = len(prior.noise), [Pair(sites, sites) for sites in at]
-    for index in keep.any(1).nonzero()[:, 0].tolist():
-        j, v = index // V, float(prior.noise[index % V])
-        chosen = keep[index].nonzero()[:, 0]
-        roots, solved, rates, total = [], [], [], 0.0
-        for c, pair in enumerate(pairs):
-            root, sound = factorise(pair.covariance(prior.structure(j), chosen), v, known[chosen])
-            logdet, misfit = moments(root, z[chosen, :, c])
-            total = total + log_t(logdet, misfit, n[chosen], prior.a[j, c], prior.b[j, c]).where(sound, -torch.inf)
-            roots.append(root)
-            solved.append(torch.cholesky_solve(z[chosen, :, c, None], root)[..., 0])
-            rates.append(prior.b[j, c] + misfit / 2)
-        exact[index, chosen] = total
-        shape = prior.a[j][:, None] + n[chosen] / 2
-        parts.append((index, _Part(j, v, chosen, total, roots, solved, shape, torch.stack(rates))))
-    return parts, exact
+    """The kept settings with their factors, by index, and log p(z | setting) (J V, B) of these; settings of the same fields together."""
+    parts, exact, n = {}, z.new_full(keep.shape, -torch.inf), known.sum(1).to(z)
+    V, pairs, noise = len(prior.noise), [Pair(sites, sites) for sites in at], prior.noise.to(z)
+    for chosen, indices in _of_same_fields(keep):
+        for some in indices.split(max(1, FACTORS_AT_ONCE // max(1, len(chosen) * z.shape[1] ** 2))):
+            j, v = some // V, some % V
+            roots, solved, rates, total = [], [], [], 0.0
+            for c, pair in enumerate(pairs):
+                K = torch.stack([pair.covariance(prior.structure(int(its)), chosen) for its in j])
+                root, sound = factorise(K, noise[v, None, None], known[chosen])
+                logdet, misfit = moments(root, z[chosen, :, c])
+                a, b = prior.a[j, c, None], prior.b[j, c, None]
+                total = total + log_t(logdet, misfit, n[chosen], a, b).where(sound, -torch.inf)
+                roots.append(root)
+                solved.append(torch.cholesky_solve(z[chosen, :, c, None].expand(*root.shape[:-1], 1), root)[..., 0])
+                rates.append(b + misfit / 2)
+            exact[some[:, None], chosen] = total
+            shape, rate = prior.a[j][..., None] + n[chosen] / 2, torch.stack(rates, 1)  # (S, C, F)
+            for i, index in enumerate(some.tolist()):
+                root, its = [part[i] for part in roots], [part[i] for part in solved]
+                parts[index] = _Part(index // V, float(noise[index % V]), chosen, total[i], root, its, shape[i], rate[i])
+    return sorted(parts.items()), exact
+
+
+def _of_same_fields(keep: Bool[Tensor, "S B"]) -> list[tuple[Tensor, Tensor]]:
+    """Fields, and the settings that are kept for these and no others."""
+    kinds, which = keep.unique(dim=0, return_inverse=True) if keep.numel() else (keep[:0], None)
+    return [(kind.nonzero()[:, 0], (which == i).nonzero()[:, 0]) for i, kind in enumerate(kinds) if bool(kind.any())]
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """B fields given their readings; log_evidence is log p(readings) as a density in the units of the data."""
+    """B fields given their readings; log_evidence is log p(readings) as a density in the units of the data.
+
+    Where the evidence speaks against all of it nobody asks for an answer: settings are conditioned when one is asked for.
+    """
 
     prior: Prior
     s: Float[Tensor, "B N 2"]
     z: Float[Tensor, "B N C"]
     known: Bool[Tensor, "B N"]
     at: list[Sites]
-    parts: list[_Part]
+    make: Callable[[], list[_Part]]
     log_evidence: Float[Tensor, " B"]
+
+    @property
+    def parts(self) -> list[_Part]:
+        return self.make()
+
+    def _by_structure(self) -> list[tuple[int, list[_Part]]]:
+        """The settings of each structure, which differ in noise and share covariances."""
+        return [(j, list(its)) for j, its in itertools.groupby(self.parts, lambda part: part.j)]
 
     def mean_std(self, s_qry: Float[Tensor, "B M 2"]) -> tuple[Float[Tensor, "B M C"], Float[Tensor, "B M C"]]:
         """Mean and standard deviation of the noise-free field, within settings and between them, at any sites."""
@@ -179,14 +208,19 @@ class Posterior:
         for c, obs in enumerate(self.at):
             qry = self.prior.sites(c, s)
             pair, mean, square = Pair(obs, qry), self.z.new_zeros(s.shape[:2]), self.z.new_zeros(s.shape[:2])
-            for part in self.parts:
-                k, i = self.prior.structure(part.j), part.fields
-                K = pair.covariance(k, i)  # rows of missing readings too: `solved` is 0 there
-                m = torch.einsum("fnm,fn->fm", K, part.solved[c])
-                mean[i] += part.weight[:, None] * m
-                if spread:
-                    within = pair.variance(k, i) - part.white(c, K, self.known[i]).square().sum(1)
-                    square[i] += part.weight[:, None] * (within.clamp(min=0) * part.scale(c)[:, None] + m**2)
+            for j, its in self._by_structure():
+                k, i = self.prior.structure(j), torch.cat([part.fields for part in its]).unique()
+                K, solved = pair.covariance(k, i), self.z.new_zeros(len(i), self.z.shape[1])
+                own = pair.variance(k, i) if spread else None
+                for part in its:
+                    rows = torch.searchsorted(i, part.fields)
+                    solved[rows] += part.weight[:, None] * part.solved[c]  # 0 in rows of missing readings
+                    if spread:
+                        its_K = K if len(rows) == len(i) else K[rows]
+                        m = (its_K.mT @ part.solved[c][..., None])[..., 0]
+                        within = own[rows] - part.white(c, its_K, self.known[part.fields]).square().sum(1)
+                        square[part.fields] += part.weight[:, None] * (within.clamp(min=0) * part.scale(c)[:, None] + m**2)
+                mean[i] += (K.mT @ solved[..., None])[..., 0]
             first.append(mean)
             second.append((square - mean**2).clamp(min=0))
         scale, turn = self.prior.scale, self.prior.turn

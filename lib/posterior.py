@@ -23,7 +23,7 @@ Columns = Callable[[Tensor], Tensor]  # sites (B, M, 2) -> (B, R, r), R = M C ro
 PRIOR_COUNT = 4.0  # a scale of 1 counts as much as this many readings, so that one reading cannot set it
 NOISES = torch.logspace(-20, 1, 64, dtype=torch.float64)  # v tried, relative to the largest variance at the readings
 ROUNDS, NARROWER = 4, 8  # how often the bracket around the best of them narrows, and by which factor
-NEGLIGIBLE = 1e-12  # weight of a part below which its answer is not asked
+NEGLIGIBLE = 1e-6  # weight of a part below which its answer is not asked
 SLIGHT = 1e-12  # prior variance of a direction, over the largest, below which rounding of past fields may be all there is
 ROUNDING = 1e-13  # share of the readings' mean square that rounding leaves
 

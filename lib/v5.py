@@ -35,7 +35,7 @@ ROUNDING = 1e-5  # by which a coordinate may leave [-1, 1]
 # Nats in favour of the processes, which average their settings: the others' noise and scale are the best of many, which flatters them.
 # Chosen on validation fields, between 0, which undercovers on measured ones, and 4, which costs decibels on radial read at 13 noisy sites.
 AVERAGED = 3.0
-UNLIKELY = 0.02  # least share of fields that waves are given: past fields do not say that there will never be any; more where they are few
+UNLIKELY = 0.02  # least share of fields that processes and waves are given: past fields do not say that there will never be any
 PROCESS = {"hybrid": hybrid.fit, "stationary": hybrid.stationary}
 
 
@@ -47,8 +47,9 @@ def learn(
     """The prior of these past fields for these experts; seconds for hundreds of fields.
 
     Fields of several kinds, one tensor each of the same channels and grid: each kind has its own components, and the readings tell which
-    kind they are of. How likely waves are, and by how much their deviations fall short, is learned where "both" is asked for and fields
-    have one channel and no gaps. ValueError for fields without values, for kinds of different shapes and for unknown experts.
+    kind they are of. How likely processes are is learned beside components, and how likely waves are, and by how much their deviations
+    fall short, where "both" is asked for and fields have one channel and no gaps. ValueError for fields without values, for kinds of
+    different shapes and for unknown experts.
     """
     check_experts(experts)
     generator = data.generator(0, "dissect") if generator is None else generator
@@ -62,6 +63,9 @@ def learn(
     weight = {name: AVERAGED if name in PROCESSES else 0.0 for name in EXPERTS}
     mixed, plain = (make(together) if name in experts else None for name, make in PROCESS.items())
     prior = Prior(level, std.square(), tuple(map(components, kinds)), (), mixed, plain, _row(weight), _row(dict.fromkeys(EXPERTS, 1.0)))
+    share = dissect.processes(prior, kinds, generator)
+    weight |= {name: weight[name] + math.log(max(share, UNLIKELY)) for name in PROCESSES if not math.isnan(share)}
+    prior = replace(prior, log_weight=_row(weight))
     if "both" not in experts or together.shape[1] > 1 or not bool(together.isfinite().all()):
         return prior
     return _taken_apart(prior, kinds, weight, generator)

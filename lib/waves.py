@@ -60,16 +60,20 @@ class Waves:
         return PRICE * (self.width > 0).sum(1)
 
 
-def find(
+def find(s, z, known, rest, scale, count: int = COUNT, many: int = MANY) -> Waves:
+    """One search, from `count` waves; `searcher` says of what."""
+    return searcher(s, z, known, rest, scale, many)(count)
+
+
+def searcher(
     s: Float[Tensor, "B N 2"],
     z: Float[Tensor, "B N"],
     known: Bool[Tensor, "B N"],
     rest: Float[Tensor, "B G N N"] | Float[Tensor, "B N r"],
     scale: Float[Tensor, "B G"],
-    count: int = COUNT,
     many: int = MANY,
-) -> Waves:
-    """The waves in readings z (less the mean) beside fields of covariance `scale * rest`, whose scale is chosen as well.
+) -> Callable[[int], Waves]:
+    """Searches from any number of waves in readings z (less the mean) beside fields of covariance `scale * rest`, scale chosen too.
 
     rest: covariances of the readings, or a factor F of one, rest = F F'. With a factor, more than `many` readings are turned, at every
     step, onto the few directions that F, the waves and z span (_turned): time and memory then grow with N, not with its cube and square.
@@ -80,19 +84,26 @@ def find(
     floor = QUIETEST * spread * (number / FEW).clamp(min=1)
     turned = rest.ndim == 3 and z.shape[1] > many
     rows, white = (_turned if turned else _as_they_are)(s, z, known, rest)
-    state = _State(_peaks(s, white(scale, 0.1 * spread), count), (spread / count)[:, None].repeat(1, count), 0.1 * spread, scale)
-    if 0 < z.shape[1] <= COMPILED and len(z) and not turned:
-        state = _climbed(s, z, known, rows(state.k[:, :1]).rest, state, spread, floor)
-    else:
-        state = _iterated(rows, state, spread, floor)
-    its = rows(state.k)
-    alone = _waves_alone(its, state)
-    amplitude = state.width.repeat(1, 2) * _times(its.waves, _solve(_root(alone), its.z))
-    alive = (state.width > 0).sum(1)
-    exact = (state.noise <= 4 * floor) & (alive > 0) & (number - 4 * alive >= SPARE * number)
-    if bool(exact.any()):
-        exact = exact & (number - 4 * alive - _rank(rest, known) >= SPARE * number)
-    return Waves(state.k, state.width, amplitude.unflatten(1, (2, -1)).mT, state.noise, state.scale, exact)
+    strength = _periodogram(s, white(scale, 0.1 * spread))
+    rank = functools.cache(lambda: _rank(rest, known))
+
+    def search(count: int) -> Waves:
+        k = candidates()[0][strength.topk(count, 1).indices]
+        state = _State(k, (spread / count)[:, None].repeat(1, count), 0.1 * spread, scale)
+        if 0 < z.shape[1] <= COMPILED and len(z) and not turned:
+            state = _climbed(s, z, known, rows(k[:, :0]).rest, state, spread, floor)
+        else:
+            state = _iterated(rows, state, spread, floor)
+        its = rows(state.k)
+        alone = _waves_alone(its, state)
+        amplitude = state.width.repeat(1, 2) * _times(its.waves, _solve(_root(alone), its.z))
+        left = number - 4 * (state.width > 0).sum(1)
+        exact = (state.noise <= 4 * floor) & (state.width > 0).any(1) & (left >= SPARE * number)
+        if bool(exact.any()):
+            exact = exact & (left - rank() >= SPARE * number)
+        return Waves(state.k, state.width, amplitude.unflatten(1, (2, -1)).mT, state.noise, state.scale, exact)
+
+    return search
 
 
 def _climbed(s: Tensor, z: Tensor, known: Tensor, rest: Tensor, state: _State, spread: Tensor, floor: Tensor) -> _State:
@@ -248,12 +259,12 @@ def candidates() -> tuple[Float[Tensor, "many 2"], Int[Tensor, " many"], Int[Ten
     return SPACING * steps.double(), steps[:, 0], steps[:, 1]
 
 
-def _peaks(s: Tensor, r: Float[Tensor, "B N"], count: int) -> Float[Tensor, "B J 2"]:
-    """The candidates strongest in |sum r exp(i k . s)|^2, from one row of exponentials per axis."""
-    k, across, down = candidates()
+def _periodogram(s: Tensor, r: Float[Tensor, "B N"]) -> Float[Tensor, "B many"]:
+    """|sum r exp(i k . s)|^2 of every candidate, from one row of exponentials per axis."""
+    _, across, down = candidates()
     turns = torch.polar(torch.ones(()).to(s), (SPACING * s)[..., None] * torch.arange(across.min(), across.max() + 1).to(s))  # (B, N, 2, T)
     power = torch.view_as_real((turns[:, :, 0] * r[..., None]).mT @ turns[:, :, 1]).square().sum(-1)
-    return k[power[:, across - across.min(), down - across.min()].topk(count, 1).indices]
+    return power[:, across - across.min(), down - across.min()]
 
 
 def _cos_sin(s: Tensor, k: Tensor, known: Tensor) -> Float[Tensor, "B N two_J"]:

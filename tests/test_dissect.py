@@ -1,5 +1,6 @@
 """What past fields are made of, and whether the deviations that V5 claims hold among them."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -45,6 +46,68 @@ def test_experts_are_as_likely_as_past_fields_of_their_kind():
     assert weight["both"] == pytest.approx(1) and weight["waves"] == pytest.approx(0.02) and weight["past"] == 1
     weight = dict(zip(v5.EXPERTS, v5.learn(past("plane"), experts=v5.BASES).log_weight.exp().tolist(), strict=True))
     assert weight["waves"] == weight["both"] == 1  # nothing is left of plane waves: no expert "both", and "waves" is as it was
+
+
+def with_processes(fields):
+    return v5.learn(fields, experts=("past", *v5.PROCESSES))
+
+
+def weights(prior):
+    return dict(zip(v5.EXPERTS, prior.log_weight.exp().tolist(), strict=True))
+
+
+@pytest.mark.parametrize(("name", "least", "most"), [("separable", 0, 0.01), ("radial", 0, 0.01), ("gaussian", 0.9, 1)])
+def test_processes_are_as_likely_as_past_fields_needed_them(name, least, most):
+    fields = past(name, 100)
+    its = with_processes(fields)
+    before = replace(its, log_weight=torch.zeros_like(its.log_weight))
+    share = dissect.processes(before, [fields], data.generator(0, "dissect"))
+    assert least <= share <= most
+    favour = math.exp(v5.AVERAGED)
+    assert weights(its)["hybrid"] == weights(its)["stationary"] and weights(its)["past"] == 1
+    assert favour * max(least, v5.UNLIKELY) <= weights(its)["hybrid"] * 1.001 <= favour * 1.001 * max(most, v5.UNLIKELY)
+
+
+def test_a_few_noisy_readings_leave_fields_of_components_to_components():
+    its = with_processes(past("radial"))
+    even = replace(its, log_weight=torch.where(its.log_weight < 0, v5.AVERAGED, its.log_weight))
+    fields = worlds.get("radial").fields(64, SIZE, split="test", generator=data.generator(2, "test"))
+    batch = data.observe(fields, 13, generator=data.generator(2, "sensors"), noise=0.1)
+
+    def psnr(prior, chosen=None):
+        return float(-10 * (v5.mean(prior, batch, chosen) - batch.y_qry).square().mean((1, 2)).log10().mean())
+
+    assert psnr(its) > psnr(its, ["past"]) - 0.15 and psnr(its) > psnr(even) + 0.05
+
+
+def test_shares_of_processes_ask_fields_that_no_component_was_made_of():
+    """Components of the fields themselves explain any fields."""
+    fields = past("gaussian", 64)
+    its = with_processes(fields)
+    batch = experts.double(data.observe(fields.double(), 51))
+    (_, components, _), (_, processes, _) = (experts.ASK[name](its, batch)[0] for name in ("past", "hybrid"))
+    assert (components > processes).double().mean() > 0.9
+    assert dissect.processes(its, [fields], data.generator(0, "dissect")) > 0.9
+
+
+def test_kinds_are_judged_by_their_own_components():
+    kinds = [past("separable", 60), past("radial", 60)]
+    its = with_processes(kinds)
+    assert dissect.processes(its, kinds, data.generator(0, "dissect")) < 0.01
+
+
+def test_land_and_colours_have_shares_of_processes_too():
+    fields = torch.cat([past("gaussian", 40), past("separable", 40)], 1)
+    fields[:, :, :4] = torch.nan
+    its = with_processes(fields)
+    assert 0 < weights(its)["hybrid"] <= math.exp(v5.AVERAGED) * 1.001
+
+
+@pytest.mark.parametrize(("count", "experts"), [(dissect.FEWEST - 1, v5.EXPERTS), (100, ("past", "waves"))])
+def test_too_few_fields_or_no_processes_have_no_share(count, experts):
+    its = v5.learn(past("separable", count), experts=experts)
+    assert math.isnan(dissect.processes(its, [past("separable", count)], data.generator(0, "dissect")))
+    assert weights(its)["hybrid"] == pytest.approx(math.exp(v5.AVERAGED))
 
 
 class Narrow(Mixture):

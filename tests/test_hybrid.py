@@ -10,7 +10,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 from torch.testing import assert_close
 
-from lib import data, hybrid, kernels, settings, worlds
+from lib import data, dictionary, hybrid, kernels, settings, worlds
 
 F64 = torch.float64
 
@@ -334,3 +334,23 @@ def test_the_evidence_of_a_mixture_is_that_of_its_settings():
         for v in range(3)
     ]
     assert_close(hybrid.posterior(few, batch).log_evidence, torch.stack(each).logsumexp(0))
+
+
+def test_settings_are_conditioned_when_an_answer_is_asked_for_and_once(monkeypatch):
+    batch, calls = data.observe(worlds.get("gaussian").fields(3, 16).double(), 40), []
+    its = hybrid._condition
+    monkeypatch.setattr(hybrid, "_condition", lambda *given: calls.append(given) or its(*given))
+    found = hybrid.posterior(hybrid.default(1), batch)
+    assert found.log_evidence.isfinite().all() and not calls
+    found.mean(batch.s_qry), found.mean_std(batch.s_qry)
+    assert len(calls) == 1
+
+
+def test_settings_about_other_fields_have_their_components(learned):
+    prior, fields = learned, rough_fields(60, 10)[0].float()
+    other = dictionary.about(prior, fields[: len(fields) // 2])
+    same = dictionary.about(prior, fields)
+    gram = [F @ F.mT for F in (prior.factor, same.factor, other.factor)]
+    torch.testing.assert_close(gram[1], gram[0], rtol=0, atol=1e-9 * float(gram[0].abs().max()))
+    assert float((gram[2] - gram[0]).abs().max()) > 0.01 * float(gram[0].abs().max())
+    assert all(getattr(other, name) is getattr(prior, name) for name in ("mean", "turn", "scale", "structures", "weight", "a", "b", "eta"))

@@ -164,7 +164,7 @@ def test_a_second_search_leaves_exact_answers_as_they_are():
     clean, noisy = (data.observe(fields[i : i + 1], 13, noise=v) for i, v in enumerate((0.0, 0.1)))
     one = Batch(*(torch.cat([getattr(part, name) for part in (clean, noisy)]) for name in ("s_obs", "y_obs", "m_obs", "s_qry", "y_qry")))
     its = v5.learn(past("plane")[:40], experts=("past",))
-    first, *later = experts.searched(lambda count: experts.alone(its, experts.double(one), count))
+    first, *later = experts.searched(experts.alone(its, experts.double(one)))
     assert first[2].tolist() == [True, False]
     assert later and all(evidence[0] == -torch.inf and evidence[1].isfinite() for _, evidence, _ in later)
 

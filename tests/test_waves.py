@@ -317,3 +317,12 @@ def test_candidates_hold_one_of_k_and_minus_k():
     assert float(k.norm(dim=1).max()) <= waves.FASTEST + 1e-9
     inside = math.pi * (waves.FASTEST / waves.SPACING) ** 2 / 2
     assert abs(len(k) - inside) < 0.05 * inside
+
+
+def test_searches_of_one_searcher_know_nothing_of_each_other():
+    s, known = sites(51, 3), torch.ones(NOISY.shape, dtype=torch.bool)
+    given = s, NOISY, known, NOISY.new_ones(3, 51, 1), NOISY.new_full((3, 1), 0.25)
+    search = waves.searcher(*given)
+    for count in (24, 3, 24):
+        its, alone = search(count), waves.find(*given, count)
+        assert all(torch.equal(getattr(its, name), getattr(alone, name)) for name in ("k", "width", "noise", "scale", "exact"))
