@@ -23,7 +23,7 @@ Columns = Callable[[Tensor], Tensor]  # sites (B, M, 2) -> (B, R, r), R = M C ro
 PRIOR_COUNT = 4.0  # a scale of 1 counts as much as this many readings, so that one reading cannot set it
 NOISES = torch.logspace(-20, 1, 64, dtype=torch.float64)  # v tried, relative to the largest variance at the readings
 ROUNDS, NARROWER = 4, 8  # how often the bracket around the best of them narrows, and by which factor
-NEGLIGIBLE = 1e-6  # weight of a part below which its answer is not asked
+NEGLIGIBLE = 1e-6  # weight of a part below which its answer does not count
 SLIGHT = 1e-12  # prior variance of a direction, over the largest, below which rounding of past fields may be all there is
 ROUNDING = 1e-13  # share of the readings' mean square that rounding leaves
 
@@ -236,7 +236,7 @@ class Mixture:
 
     def at(self, s: Float[Tensor, "B M 2"], spread: bool = True) -> tuple[Tensor, Tensor | None]:
         """Mean and variance (B, R): within the parts, and between their means; without `spread` only the mean."""
-        asked = [i for i, weight in enumerate(self.weight.unbind(1)) if bool((weight > NEGLIGIBLE).any())]
+        asked = [i for i, weight in enumerate(self.weight.unbind(1)) if bool((weight > 0).any())]
         means, variances = zip(*(self.parts[i].at(s, spread) for i in asked), strict=True)
         means, weight = torch.stack(means, -1), self.weight[:, None, asked]
         mean = (weight * means).sum(-1)
@@ -256,5 +256,7 @@ class Mixture:
 
 
 def mixture(parts: list[Part], evidence: Float[Tensor, "B E"], names: Sequence[str] = ()) -> Mixture:
-    """The parts weighed by log evidence, prices and prior weights already in it."""
-    return Mixture(tuple(parts), evidence.softmax(1), tuple(names))
+    """The parts weighed by log evidence, prices and prior weights already in it; a field is not asked of its negligible ones."""
+    weight = evidence.softmax(1)
+    weight = weight.where(weight > NEGLIGIBLE, 0.0)
+    return Mixture(tuple(parts), weight / weight.sum(1, keepdim=True), tuple(names))

@@ -33,6 +33,22 @@ def test_scores_are_those_of_the_method():
     assert (table.psnr_low <= table.psnr + 1e-9).all() and table.error.eq("").all()
 
 
+def test_the_smallest_leads_are_asked_again_with_other_fields_against_the_same_peer(monkeypatch, tmp_path):
+    monkeypatch.setattr(contest, "AGAIN", 3)
+    monkeypatch.setattr(contest, "prior", None)  # nothing is learned where no method asks for it
+    lucky = {("radial", 9, 0.1): 0.02, ("plane", 5, 0.0): 0.05}  # of the first seed alone
+    ours = lambda case, batch: offset(lucky.get((case.world, case.readings, case.noise), 0.01) if case.seed == 0 else 0.01)(case, batch)  # noqa: E731
+    methods = {"v5": ours, "good": offset(0.1), "bad": offset(0.5)}
+    first = contest.leads(contest.run(CASES, methods), "v5", ["good", "bad"])
+    twice = contest.again(first, methods, 8, 7, 5, tmp_path)
+    assert (
+        list(zip(twice.world, twice.readings, twice.noise, strict=True))[:2] == [("plane", 5, 0.0), ("radial", 9, 0.1)] and len(twice) == 3
+    )
+    assert twice["first"].round(2).tolist()[:2] == [6.02, 13.98] and twice.lead.sub(20).abs().max() < 1e-3 and twice.best.eq("good").all()
+    rows = [json.loads(path.read_text()) for path in (tmp_path / "contest").iterdir()]
+    assert {(row["seed"], row["fields"], row["past"]) for row in rows} == {(7, 5, 8)} and {row["method"] for row in rows} == {"v5", "good"}
+
+
 def test_a_lead_is_over_the_best_of_the_others_in_each_case():
     table = contest.run(CASES, {"ours": offset(0.01), "good": offset(0.1), "bad": offset(0.5), "apart": offset(0.001)})
     leads = contest.leads(table, "ours", ["good", "bad"])

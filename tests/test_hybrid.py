@@ -209,6 +209,32 @@ def test_more_readings_than_choose_the_settings_all_count():
     assert_close(mean, batch.y_obs.double(), atol=2e-3, rtol=0)
 
 
+def test_thinned_readings_choose_settings_but_all_say_how_likely_they_are(monkeypatch):
+    batch = data.observe(worlds.get("composite").fields(4, 16), 40, generator=stream(), noise=0.05)
+    whole = hybrid.posterior(hybrid.default(1), batch)
+    monkeypatch.setattr(hybrid, "CHOICE_READINGS", 20)
+    thinned = hybrid.posterior(hybrid.default(1), batch)
+    assert (
+        thinned.log_evidence - whole.log_evidence
+    ).abs().max() < 5  # settings that half the readings rule out are not counted; half the readings say some 15 less
+    assert len(thinned.parts) != len(whole.parts)
+
+
+def test_a_setting_is_conditioned_for_the_fields_it_counts_for_alone():
+    batch = data.observe(worlds.get("composite").fields(4, 16), 40, generator=stream(), noise=0.05)
+    parts = hybrid.posterior(hybrid.default(1), batch).parts
+    assert all((part.weight > 0).all() and len(part.fields) for part in parts) and len({len(part.fields) for part in parts}) > 1
+    shares = torch.zeros(4, dtype=F64)
+    for part in parts:
+        shares[part.fields] += part.weight
+    assert_close(shares, torch.ones(4, dtype=F64))
+
+
+def test_half_of_the_weight_is_spread_over_all_structures(learned):
+    among = (1 - dictionary.OTHER_NOISE) * 0.5 / len(learned.weight)
+    assert (learned.weight[:, : len(dictionary.CLEAN)].sum(1) >= among * (1 - 1e-9)).all()
+
+
 def test_colours_are_turned_back():
     fields = worlds.WORLDS["photos"].fields(8, 12)
     batch = data.observe(fields, 30, generator=stream())

@@ -208,6 +208,19 @@ def test_a_part_without_weight_does_not_touch_the_answer():
     assert_close(found.at(q)[1], good.at(q)[1], rtol=0, atol=0)
 
 
+def test_a_part_of_negligible_weight_takes_nothing_from_the_others():
+    """Nor is it asked for a field because another field of the batch asks for it."""
+    given, q = problem(6, 9), queries()
+    good, bad = answer(*given, NOISE**2), answer(given[0], given[1] + 1e6, given[2], given[3], NOISE**2)
+    slight = math.log(0.5 * posterior.NEGLIGIBLE)
+    found = posterior.mixture([bad, good], torch.tensor([[slight, 0.0], [0.0, 0.0], [slight, 0.0]]).double())
+    assert_close(found.weight[:, 1], torch.tensor([1.0, 0.5, 1.0]).double())
+    for its, right in zip(found.at(q), good.at(q), strict=True):
+        assert_close(its[::2], right[::2], rtol=1e-15, atol=0)
+    drawn = [one.draw(4, seeded(1))(q)[:, ::2] for one in (found, posterior.mixture([good], torch.zeros(3, 1).double()))]
+    assert float((drawn[0] - drawn[1]).abs().max()) < 10  # none of a million off
+
+
 @pytest.mark.parametrize("same", [True, False], ids=["shared sites", "own sites"])
 def test_a_table_beside_other_columns_is_the_table_of_both(same):
     table = posterior.Table(basis.grid_functions(torch.randn(2, 5, 6, 4, generator=seeded(8), dtype=torch.float64)))

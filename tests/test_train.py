@@ -279,6 +279,7 @@ SWITCHES = {
     "plateau": {"schedule": "plateau", "plateau": 1, "rate": 0.3, "clip": 0.0, "validate_every": 2},
     "muon": {"optimiser": "muon"},
     "best": {"answer": "best", "rate": 0.1, "clip": 0.0, "average": 0.0},
+    "best of the start": {"answer": "best", "rate": 3.0, "warmup": 0, "clip": 0.0, "average": 0.0},
     "flips": {"augment": "flips"},
     "turns": {"augment": "turns"},
     "shifts": {"augment": "shifts"},

@@ -179,7 +179,7 @@ def test_where_components_explain_all_nothing_else_is_asked(monkeypatch):
     assert mixed.weight[0].tolist() == [1.0] + [0.0] * (len(mixed.names) - 1)
     assert_close(alone.at(clean.s_qry.double())[0], mixed.at(both.s_qry.double())[0][:1], rtol=0, atol=1e-9)
     assert float(errors(v5.mean(its, clean), clean)) < 1e-12
-    monkeypatch.setattr(experts.waves, "find", lambda *given: pytest.fail("a search for waves"))
+    monkeypatch.setattr(experts.waves, "searcher", lambda *given: pytest.fail("a search for waves"))
     v5.conditioned(its, clean)
 
 

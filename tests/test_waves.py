@@ -326,3 +326,11 @@ def test_searches_of_one_searcher_know_nothing_of_each_other():
     for count in (24, 3, 24):
         its, alone = search(count), waves.find(*given, count)
         assert all(torch.equal(getattr(its, name), getattr(alone, name)) for name in ("k", "width", "noise", "scale", "exact"))
+
+
+@pytest.mark.parametrize("count", [3, 12, 48])
+def test_thirteen_noisy_readings_prove_no_waves(count):
+    """Waves may explain them all: too few readings are left over to say so."""
+    s = sites(13, 24)
+    rough = field(s, TWO) + 0.3 * normal(24, 13)
+    assert not found(s, rough, count=count).exact.any()
