@@ -91,13 +91,6 @@ def fit(train_fields: Float[Tensor, "n C H W"], generator: torch.Generator | Non
     return replace(prior, noise=noise, weight=torch.cat([(1 - OTHER_NOISE) * weight, OTHER_NOISE * noisy], 1))
 
 
-def about(prior: Prior, fields: Float[Tensor, "n C H W"]) -> Prior:
-    """The same settings with the principal components of other fields."""
-    y = data.check(fields).detach().to("cpu", torch.float64)
-    z = (y.flatten(2) - prior.mean).nan_to_num(0.0)  # a masked node counts as the mean there
-    return _with_basis(prior, torch.einsum("ncp,cd->ndp", z, prior.turn) / prior.scale.sqrt()[:, None])
-
-
 def _with_basis(start: Prior, z: Float[Tensor, "n C P"]) -> Prior:
     """The prior with the principal components of these fields along each direction, and the deviation of each node."""
     factors = [_components(z[:, c]) for c in range(z.shape[1])]

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lib import basis, data, dictionary, experts, waves
+from lib import basis, data, experts, hybrid, waves
 from lib.data import Batch
 from lib.priors import EXPERTS, PER_KIND, PROCESSES, Prior, components
 
@@ -68,20 +68,24 @@ def _unexplained(prior: Prior, batch: Batch) -> Int[Tensor, " left"]:
 
 
 def processes(prior: Prior, kinds: Sequence[Float[Tensor, "n C H W"]], generator: torch.Generator) -> float:
-    """The share of past fields that Gaussian processes foretell better than the components of other past fields do.
+    """The share of past fields that Gaussian processes foretell better than components do, both learned from other past fields.
 
-    Components of three quarters meet readings of the last; the share is the likeliest one under the prior's weights. NaN where there are
-    too few fields, or no processes.
+    What three quarters teach meets readings of the last; the share is the likeliest one under the prior's weights, and at least what so few
+    fields cannot rule out. NaN where there are too few fields, or no processes.
     """
     names = [name for name in PROCESSES if prior.process(name) is not None]
-    if not names or min(map(len, kinds)) < FEWEST:
+    if not names or min(map(len, kinds)) < FEWEST or min(kinds[0].shape[-2:]) < 2:
         return math.nan
     orders = [torch.randperm(len(its), generator=generator) for its in kinds]
     rest = [its[order[len(its) // HELD :]] for its, order in zip(kinds, orders, strict=True)]
     held = torch.cat([its[order[: len(its) // HELD]][: max(1, JUDGED // len(kinds))] for its, order in zip(kinds, orders, strict=True)])
-    mixed = prior.mixed and dictionary.about(prior.mixed, torch.cat(rest))
-    judge = replace(prior, past=tuple(map(components, rest)), mixed=mixed)
-    batch = experts.double(data.observe(held.double(), _readings(held), "uniform", generator))
+    known = data.valid(held).sum(1)
+    readings = max(1, min(JUDGED_BY, int(known.median()) // 2))
+    held = held[known >= readings]
+    if not len(held):
+        return math.nan
+    judge = replace(prior, past=tuple(map(components, rest)), mixed=prior.mixed and hybrid.fit(torch.cat(rest)))
+    batch = experts.double(data.observe(held.double(), readings, "uniform", generator))
     evidence = []
     for name in ("past", *names):
         asked = torch.stack([its for _, its, _ in experts.ASK[name](judge, batch)]).logsumexp(0)
@@ -90,12 +94,7 @@ def processes(prior: Prior, kinds: Sequence[Float[Tensor, "n C H W"]], generator
     share = log.new_full((len(log), 1), 1 / len(log))
     for _ in range(ROUNDS):  # expectation-maximisation
         share = (log + share.log()).softmax(0).mean(1, keepdim=True)
-    return 1 - float(share[0])
-
-
-def _readings(fields: Tensor) -> int:
-    """As many as the fields have nodes for: half of those known in the field that knows least."""
-    return max(1, min(JUDGED_BY, int(data.valid(fields).sum(1).min()) // 2))
+    return max(1 - float(share[0]), 1 / (2 + len(held)))
 
 
 def spread(prior: Prior, fields: Float[Tensor, "n 1 H W"], generator: torch.Generator) -> float:
@@ -106,7 +105,8 @@ def spread(prior: Prior, fields: Float[Tensor, "n 1 H W"], generator: torch.Gene
     """
     needed = []
     for noise in NOISES:
-        batch = experts.double(data.observe(fields.double(), _readings(fields), "uniform", generator, noise))
+        readings = min(JUDGED_BY, fields[0].numel() // 2)
+        batch = experts.double(data.observe(fields.double(), readings, "uniform", generator, noise))
         some = slice(None, None, 1 + batch.s_qry.shape[1] // SITES)
         batch = replace(batch, s_qry=batch.s_qry[:, some], y_qry=batch.y_qry[:, some])
         found = experts.conditioned(prior, batch, [name for name in ("past", "waves", "both") if name != "both" or prior.rest])

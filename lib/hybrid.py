@@ -210,17 +210,21 @@ class Posterior:
             pair, mean, square = Pair(obs, qry), self.z.new_zeros(s.shape[:2]), self.z.new_zeros(s.shape[:2])
             for j, its in self._by_structure():
                 k, i = self.prior.structure(j), torch.cat([part.fields for part in its]).unique()
-                K, solved = pair.covariance(k, i), self.z.new_zeros(len(i), self.z.shape[1])
-                own = pair.variance(k, i) if spread else None
+                K = pair.covariance(k, i)  # rows of missing readings too: `solved` is 0 there
+                if not spread:
+                    solved = self.z.new_zeros(len(i), self.z.shape[1])
+                    for part in its:
+                        solved[torch.searchsorted(i, part.fields)] += part.weight[:, None] * part.solved[c]
+                    mean[i] += (K.mT @ solved[..., None])[..., 0]
+                    continue
+                own = pair.variance(k, i)
                 for part in its:
                     rows = torch.searchsorted(i, part.fields)
-                    solved[rows] += part.weight[:, None] * part.solved[c]  # 0 in rows of missing readings
-                    if spread:
-                        its_K = K if len(rows) == len(i) else K[rows]
-                        m = (its_K.mT @ part.solved[c][..., None])[..., 0]
-                        within = own[rows] - part.white(c, its_K, self.known[part.fields]).square().sum(1)
-                        square[part.fields] += part.weight[:, None] * (within.clamp(min=0) * part.scale(c)[:, None] + m**2)
-                mean[i] += (K.mT @ solved[..., None])[..., 0]
+                    its_K = K if len(rows) == len(i) else K[rows]
+                    m = (its_K.mT @ part.solved[c][..., None])[..., 0]
+                    within = own[rows] - part.white(c, its_K, self.known[part.fields]).square().sum(1)
+                    mean[part.fields] += part.weight[:, None] * m  # the same m as in its square: rounding must not cancel a deviation
+                    square[part.fields] += part.weight[:, None] * (within.clamp(min=0) * part.scale(c)[:, None] + m**2)
             first.append(mean)
             second.append((square - mean**2).clamp(min=0))
         scale, turn = self.prior.scale, self.prior.turn
