@@ -60,7 +60,7 @@ class Waves:
         return PRICE * (self.width > 0).sum(1)
 
 
-def find(s, z, known, rest, scale, count: int = COUNT, many: int = MANY) -> Waves:
+def find(s: Tensor, z: Tensor, known: Tensor, rest: Tensor, scale: Tensor, count: int = COUNT, many: int = MANY) -> Waves:
     """One search, from `count` waves; `searcher` says of what."""
     return searcher(s, z, known, rest, scale, many)(count)
 
