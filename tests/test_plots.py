@@ -278,6 +278,20 @@ def test_png_shows_subplots_titles_legends_colour_bars_notes_and_shapes():
     assert near(plain, "#ff0000").sum() > 1000 and near(plain, "#00ff00").sum() > 20
 
 
+@pytest.mark.parametrize("bar", [dict(), dict(orientation="h", title_side="bottom", y=-0.2, yanchor="top")])
+def test_png_says_powers_of_ten_in_the_title_of_a_colour_bar(bar):
+    """At the end of a lying bar they would meet it."""
+
+    def pixels(factor, title):
+        fig = go.Figure(go.Heatmap(z=[[2 * factor, 4 * factor], [8 * factor, None]], colorbar=dict(title_text=title, **bar)))
+        return picture(fig).astype(int)
+
+    for factor, title in ((1e-8, "1e-8"), (1e7, "1e7")):
+        assert np.abs(pixels(factor, "K") - pixels(1.0, f"K ({title})")).max() <= 1  # a shade of rounding
+        assert np.abs(pixels(factor, "") - pixels(1.0, f"({title})")).max() <= 1
+        assert np.abs(pixels(factor, "K") - pixels(1.0, "K")).max() > 100
+
+
 def test_png_makes_room_for_long_labels():
     fig = plots.bars({"a very long description of one of the switches of the system": 1.0, "b": 2.0}, "gain (dB)", horizontal=True)
     pixels = picture(fig)
