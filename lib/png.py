@@ -11,7 +11,6 @@ from its template. A trace that cannot be drawn raises ValueError.
 from __future__ import annotations
 
 import io
-import math
 import re
 from collections.abc import Callable
 
@@ -208,7 +207,7 @@ def _ticks(drawing: _Drawing, ax: Axes, axis, d: str, setting: dict, labels: lis
 
 
 def _colour_bar(drawing: _Drawing, mesh, bar) -> None:
-    lying, title = bar.orientation == "h", plain(bar.title.text or "")
+    lying = bar.orientation == "h"
 
     def box():
         w, h = (drawing.width - drawing.margin["l"] - drawing.margin["r"]), (drawing.height - drawing.margin["t"] - drawing.margin["b"])
@@ -225,20 +224,12 @@ def _colour_bar(drawing: _Drawing, mesh, bar) -> None:
         drawn.set_ticks(list(bar.tickvals), labels=None if bar.ticktext is None else [plain(t) for t in bar.ticktext])
     else:
         drawn.locator = MaxNLocator(bar.nticks or 7, steps=[1, 2, 2.5, 5, 10])
-        power = _power_of_ten(*mesh.get_clim())
-        if power:  # said in the title, which a power at the end of the bar would meet
-            drawn.formatter, title = FuncFormatter(lambda v, _: f"{v / 10.0**power:g}"), f"{title} (1e{power})".strip()
-    drawn.update_ticks()
+        if not 1e-4 <= max(map(abs, mesh.get_clim())) < 1e6:  # each number with its power: one power for all would meet the title
+            drawn.formatter = FuncFormatter(lambda v, _: re.sub(r"e([+-])0*", lambda its: f"e{its[1].strip('+')}", f"{v:.3g}"))
+        drawn.update_ticks()
     cax.tick_params(labelsize=(bar.tickfont.size or 12) * POINT, length=2, pad=2)
     put = cax.set_xlabel if lying and bar.title.side == "bottom" else cax.set_title
-    put(title, fontsize=(bar.title.font.size or 12) * POINT)
-
-
-def _power_of_ten(low: float, high: float) -> int:
-    """Of numbers too small or too large to be written out, else 0."""
-    most = max(abs(low), abs(high))
-    power = math.floor(math.log10(most)) if 0 < most < math.inf else 0
-    return power if not -4 <= power <= 5 else 0
+    put(plain(bar.title.text or ""), fontsize=(bar.title.font.size or 12) * POINT)
 
 
 SHIFT = {"left": 0.0, "bottom": 0.0, "center": 0.5, "middle": 0.5, "right": 1.0, "top": 1.0}
