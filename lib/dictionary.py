@@ -20,7 +20,7 @@ from lib.kernels import Pair
 from lib.settings import NOISES, Prior, centred, family
 
 CLEAN = NOISES[:4]  # in training fields; readings of other fields may also have the others
-FOLDS, PER_FOLD = 4, 32
+FOLDS, PER_FOLD = 4, 64
 FEWEST_FIELDS = 8  # training fields below which nothing is learned but mean and deviation
 READ, FEWEST_READ, SCORED = 80, 20, 24  # readings of a training field (at most, at least), and further sites that score eta
 KEPT = 24  # structures

@@ -23,7 +23,7 @@ from lib.posterior import shared
 
 SMOOTH = 99.0  # a smoothness nu at or above this is the squared exponential
 LEVEL = 3.0  # variance of a stationary process's own level, relative to its variance about it
-LEADING, REACH = 8, 0.8  # principal components that keep their full reach; standard deviation of the Gaussian that localises the rest
+LEADING, REACH = 8, 0.6  # principal components that keep their full reach; standard deviation of the Gaussian that localises the rest
 NOWHERE = -1.0  # both coordinates of a reading that is missing: a node of every grid, where looking up costs least
 COSINES, LOCAL_COSINES = 256, 32  # waves in one draw of a stationary process, and of each component's local weight
 

@@ -76,7 +76,7 @@ def restore(state: dict[str, Tensor]) -> Prior:
 
 
 def family(learned: bool) -> list[Structure]:
-    """Stationary covariances, isotropic and stretched; with training fields also these plus principal components."""
+    """Stationary covariances, isotropic and stretched; with training fields, which drop most, more of these and principal components."""
     far, near = (0.18, 0.35, 0.7, 1.4, 2.8), (0.18, 0.35, 0.7, 1.4)
     isotropic = [(0.5, far), (1.5, far), (2.5, near), (SMOOTH, near)]
     found = [Structure(0, 1.0, nu, length) for nu, lengths in isotropic for length in lengths]
@@ -84,10 +84,12 @@ def family(learned: bool) -> list[Structure]:
     found += [Structure(0, 1.0, nu, x, 2.5, turn) for nu, x, turn in itertools.product((1.5, SMOOTH), (0.25, 0.5, 1.0), turns)]
     found += [Structure(0, 1.0, SMOOTH, length, FLAT, turn) for length in (0.5, 0.8, 1.3, 2.0) for turn in (0.0, math.pi / 2)]
     if learned:
+        finer = itertools.product((0.5, 1.5), (0.25, 0.5, 1.0, 2.0), range(8))  # landscapes have a grain, rarely along an axis
+        found += [Structure(0, 1.0, nu, x, 2.5, math.pi * i / 8) for nu, x, i in finer]
         found += [Structure(base, 0.0, 0.5, 1.0) for base in (1, 2)]
         mixed = itertools.product((1, 2), (0.03, 0.1, 0.3, 0.6), ((0.5, 0.35), (0.5, 1.4), (1.5, 0.35)))
         found += [Structure(base, beta, *matern) for base, beta, matern in mixed]
-    return found
+    return list(dict.fromkeys(found))
 
 
 def default(channels: int) -> Prior:

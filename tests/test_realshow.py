@@ -49,6 +49,13 @@ def test_a_case_asks_for_no_field_twice():
     assert len(torch.unique(y, dim=0)) == 70
 
 
+def test_the_same_share_of_every_world_is_read():
+    found = realshow.cases(["air", "terrain", "sst"], 20, 2, 0.05, seeds=2, noise=(0.1,))
+    assert [(c.seed, c.world, c.readings) for c in found[:3]] == [(0, "air", 91), (0, "terrain", 51), (0, "sst", 41)]
+    assert [c.seed for c in found[3:]] == [1, 1, 1] and all(c.noise == 0.1 and c.past == 20 for c in found)
+    assert realshow.sites("faces", 1e-6) == 1
+
+
 def test_facts_state_the_share_of_the_sites_with_values():
     found = realshow.facts(realshow.cases(["sst"], 24, 2)[0])
     assert found["values"].endswith(" K") and found["past fields"] == 24
