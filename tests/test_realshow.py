@@ -81,8 +81,10 @@ def test_a_lead_is_told_in_kelvin_and_in_a_word():
     ("world", "lead", "met"), [("air", 0.99, "missed"), ("air", 1.0, "met"), ("photos", 0.29, "missed"), ("sst", -0.3, "met")]
 )
 def test_the_measured_number_decides_a_goal(world, lead, met):
-    row = {"world": world, "lead": (lead, -9.0, 9.0), "crps_ratio": (0.91, 0.8, 1.0), "coverage90": 0.951}
-    assert [its["met"] for its in realshow.goals([row])] == [met, "missed", "missed"]
+    row = {"world": world, "lead": (lead, -9.0, 9.0), "crps_ratio": (0.91, 0.8, 1.0), "coverage90": 0.921, "spread_skill": 0.9}
+    assert [its["met"] for its in realshow.goals([row])] == [met, "missed", "missed", "met"]
+    row |= {"crps_ratio": (0.9, 0.8, 1.0), "coverage90": 0.88, "spread_skill": 1.11}
+    assert [its["met"] for its in realshow.goals([row])] == [met, "met", "met", "missed"]
 
 
 def test_weights_are_named_and_sum_to_one(quick):
