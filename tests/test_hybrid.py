@@ -1,6 +1,7 @@
 """The mixture of Gaussian processes: exact where the answer is known, the same however it is asked, and sound for any readings."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -104,6 +105,23 @@ def test_a_known_covariance_gives_the_exact_posterior():
         assert_close(mean[i, :, 0], 0.4 + gain @ (batch.y_obs[i, :, 0] - 0.4), atol=1e-7, rtol=1e-6)
         expected = (covariance - gain @ covariance[at]).diagonal().clamp(min=0).sqrt()
         assert_close(std[i, :, 0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_grain_of_past_fields_is_learned_between_the_axes_too():
+    grain = 3 * math.pi / 8
+    s = data.grid(10, dtype=F64) @ kernels.stretch(2.5, grain)
+    covariance = kernels.correlation(torch.cdist(s, s) / 0.5, 1.5) + 1e-9 * torch.eye(100)
+    draws = torch.randn(32, 100, generator=stream(3), dtype=F64) @ torch.linalg.cholesky(covariance).T
+    found = hybrid.fit((0.5 + 0.1 * draws).reshape(32, 1, 10, 10))
+    stretched = (found.structures[:, 0] == 0) & (found.structures[:, 4] == 2.5)
+    likely, theta = found.weight.sum(1)[stretched], found.structures[stretched, 5]
+    assert float(theta[likely.argmax()]) == pytest.approx(grain) and float(likely.max()) > 0.2
+
+
+def test_no_setting_counts_twice():
+    for learned in (False, True):
+        its = settings.family(learned)
+        assert len(its) == len(set(its))
 
 
 def test_nine_truths_in_ten_lie_in_the_intervals_of_fields_like_those_learned_from(learned):

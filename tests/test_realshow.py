@@ -57,6 +57,7 @@ def test_the_same_share_of_every_world_is_read():
 
 
 def test_facts_state_the_share_of_the_sites_with_values():
+    assert realshow.facts(realshow.cases(["sst"], 24, 2, 0.05)[0])["readings"] == 41
     found = realshow.facts(realshow.cases(["sst"], 24, 2)[0])
     assert found["values"].endswith(" K") and found["past fields"] == 24
     assert found["sites"] < 18 * 54 and found["read (%)"] == pytest.approx(100 * 51 / found["sites"], rel=1e-3)
@@ -85,6 +86,8 @@ def test_the_measured_number_decides_a_goal(world, lead, met):
     assert [its["met"] for its in realshow.goals([row])] == [met, "missed", "missed", "met"]
     row |= {"crps_ratio": (0.9, 0.8, 1.0), "coverage90": 0.88, "spread_skill": 1.11}
     assert [its["met"] for its in realshow.goals([row])] == [met, "met", "met", "missed"]
+    row |= {"coverage90": 0.879, "spread_skill": 0.89}
+    assert [its["met"] for its in realshow.goals([row])] == [met, "met", "missed", "missed"]
 
 
 def test_weights_are_named_and_sum_to_one(quick):
