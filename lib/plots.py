@@ -227,7 +227,7 @@ def _log_axis(values: Sequence) -> dict:
     powers = np.arange(math.floor(math.log10(v[0])), math.ceil(math.log10(v[-1])) + 1)
     ticks = v if v.size <= 8 and np.all(v[1:] > 1.3 * v[:-1]) else np.outer(10.0**powers, (1, 2, 5) if len(powers) <= 3 else (1,)).ravel()
     inside = ticks[(ticks >= v[0] / 1.5) & (ticks <= v[-1] * 1.5)]
-    return dict(type="log", tickvals=inside, ticktext=[f"{t:.4g}" for t in inside])
+    return dict(type="log", tickvals=inside, ticktext=[f"{t:,.0f}" if 1e4 <= t < 1e7 else f"{t:.4g}" for t in inside])
 
 
 def _levels(fig: go.Figure, levels: Mapping | None, log: bool) -> None:

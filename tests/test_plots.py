@@ -144,6 +144,12 @@ def test_grouped_bars_leave_a_gap_for_a_missing_entry():
     assert [t.name for t in fig.data] == ["gp", "oi"] and np.isnan(fig.data[0].y[1]) and list(fig.data[1].y) == [2, 3]
 
 
+def test_a_logarithmic_axis_writes_numbers_out():
+    fig = plots.curves({"a": ([1024, 4096, 16384], [0.0002, 1, 10])}, "x", "y", log_x=True, log_y=True)
+    assert list(fig.layout.xaxis.ticktext) == ["1024", "4096", "16,384"]
+    assert list(fig.layout.yaxis.ticktext) == ["0.0002", "1", "10"]
+
+
 def test_a_logarithmic_axis_refuses_what_it_cannot_show():
     with pytest.raises(ValueError, match="positive"):
         plots.curves({"a": ([0.0, -1.0], [1.0, 2.0])}, "x", "y", log_x=True)
