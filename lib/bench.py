@@ -201,11 +201,12 @@ def run(root: Path, device: str = "auto", only: list[str] | None = None, say: Ca
     found, provenance = kept.get("figures", {}), kept.get("provenance", {})  # of every section, which need not be of one machine
     if not importlib.util.find_spec("mambapy"):
         say("mambapy is not installed, so its rows stay open; `pip install -e .[bench]` brings it")
+    commit = machine.commit(root)  # before the first section changes a file of the checkout
     for name in only or known:
         found[name] = measured(name, device)
         say(f"{name}\n" + "\n".join(f"  {key:<28} {_shown(value)}" for key, value in found[name].items()))
         date = datetime.now(UTC).isoformat(timespec="seconds")
-        provenance[name] = {**machine.hardware(), "threads": 1, "device": device, "commit": machine.commit(root), "date": date}
+        provenance[name] = {**machine.hardware(), "threads": 1, "device": device, "commit": commit, "date": date}
         folders.write_json(path, {"figures": found, "provenance": provenance})
     say(f"{summary(path)}\n\nkept in {folders.shown(path)}")
     return found
